@@ -1,0 +1,70 @@
+"""divmon watches the diversity of a language model's outputs while it is post-trained.
+
+    trainer = GRPOTrainer(..., callbacks=[divmon.DiversityCallback()])
+
+The names below are the public interface. They load on first use; importing divmon loads no GPU stack.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from divmon.alarms import Rule
+    from divmon.attach import watch
+    from divmon.callback import DiversityCallback
+    from divmon.config import Settings
+    from divmon.errors import ConfigError, DivmonError
+    from divmon.history import History
+    from divmon.metrics import METRICS
+    from divmon.monitor import Monitor, replay
+    from divmon.probes import ProbeSet
+    from divmon.records import Measurement, Observation, Probe, SampleBatch
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "METRICS": "metrics",
+    "ConfigError": "errors",
+    "DiversityCallback": "callback",
+    "DivmonError": "errors",
+    "History": "history",
+    "Measurement": "records",
+    "Monitor": "monitor",
+    "Observation": "records",
+    "Probe": "records",
+    "ProbeSet": "probes",
+    "Rule": "alarms",
+    "SampleBatch": "records",
+    "Settings": "config",
+    "replay": "monitor",
+    "watch": "attach",
+}
+__all__ = [
+    "METRICS",
+    "ConfigError",
+    "DiversityCallback",
+    "DivmonError",
+    "History",
+    "Measurement",
+    "Monitor",
+    "Observation",
+    "Probe",
+    "ProbeSet",
+    "Rule",
+    "SampleBatch",
+    "Settings",
+    "replay",
+    "watch",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'divmon' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"divmon.{_HOME[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

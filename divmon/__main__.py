@@ -1,0 +1,5 @@
+"""``python -m divmon``."""
+
+from divmon.cli import main
+
+raise SystemExit(main())

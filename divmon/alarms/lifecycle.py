@@ -1,0 +1,235 @@
+"""How alarms live: the state of a cell (one rule in one domain) as a pure fold over its measurements.
+
+::
+
+    unknown -> inactive -> pending -> firing -> (resolved) inactive
+                   ^_________|
+
+A missing number (NaN) leaves every state and counter as it is; only an "absent" rule counts it. Because nothing but
+recorded measurements goes in, the alarms of a recorded run are recomputed exactly as they were raised.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from divmon.alarms.checks import Reaction
+from divmon.alarms.rules import Rule, breached, unusable
+from divmon.alarms.sentences import breach, cleared
+from divmon.errors import ConfigError, SignatureMismatch
+from divmon.records import OVERALL, AlarmEvent, Measurement, State
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """Where one rule stands in one domain.
+
+    Attributes:
+        state: unknown, inactive, pending or firing.
+        reason: Why the state is unknown, or why the latest evaluation did not count; else None.
+        step: Of the latest evaluation.
+        since: The step at which the state was entered; -1 before that.
+        breaches: Evaluations in a row that broke the rule.
+        clears: Evaluations in a row that did not, while firing.
+        baseline: The first value of the series; NaN until there is one.
+        baseline_step: Its step.
+        signature: How the series is measured.
+    """
+
+    state: State = "unknown"
+    reason: str | None = "not evaluated yet"
+    step: int = -1
+    since: int = -1
+    breaches: int = 0
+    clears: int = 0
+    baseline: float = math.nan
+    baseline_step: int = -1
+    signature: str = ""
+
+
+def advance(rule: Rule, cell: Cell, measurement: Measurement) -> tuple[Cell, AlarmEvent | None]:
+    """The cell after one more measurement of its series, and the event when its state changed in a way worth telling.
+
+    The first value is the baseline. Compared with itself it has not changed, so it only breaks fixed limits.
+
+    Raises:
+        SignatureMismatch: The value was measured differently from those before it.
+
+    >>> rule = Rule("low", metric="vendi", rule="below", level=2.0, for_=1)
+    >>> cell, event = advance(rule, Cell(), Measurement(step=0, domain="all", metric="vendi", value=1.5))
+    >>> cell.state, event.message.split(" (")[0]
+    ('firing', 'vendi over all domains is 1.5, below the limit of 2')
+    """
+    missing = math.isnan(measurement.value)
+    cell = replace(cell, step=measurement.step)
+    if missing and rule.rule != "absent":
+        return replace(cell, reason=measurement.reason or "no value"), None
+    if not missing:
+        cell = _anchor(cell, measurement)
+    why = unusable(rule, cell.baseline)
+    if why is not None:
+        return replace(cell, state="unknown", reason=why), None
+    cell = replace(cell, reason=None)
+    if breached(rule, measurement.value, cell.baseline):
+        return _broken(rule, cell, measurement)
+    return _clear(rule, cell, measurement)
+
+
+def _anchor(cell: Cell, measurement: Measurement) -> Cell:
+    if cell.baseline_step < 0:
+        value, step = float(measurement.value), measurement.step
+        return replace(cell, baseline=value, baseline_step=step, signature=measurement.signature)
+    if cell.signature != measurement.signature:
+        raise SignatureMismatch(
+            f"{measurement.key} was measured as {cell.signature!r}, and at step {measurement.step} as "
+            f"{measurement.signature!r}: an alarm cannot compare the two. Start a new run, or measure as before."
+        )
+    return cell
+
+
+def _broken(rule: Rule, cell: Cell, measurement: Measurement) -> tuple[Cell, AlarmEvent | None]:
+    cell = replace(cell, breaches=cell.breaches + 1, clears=0)
+    state: State = "firing" if cell.state == "firing" or cell.breaches >= rule.hold else "pending"
+    if state == cell.state:
+        return cell, None
+    cell = replace(cell, state=state, since=measurement.step)
+    text = breach(rule, measurement, cell.baseline, since=cell.baseline_step, held=cell.breaches)
+    return cell, _event(rule, cell, measurement, state, text)
+
+
+def _clear(rule: Rule, cell: Cell, measurement: Measurement) -> tuple[Cell, AlarmEvent | None]:
+    fired = cell.state == "firing"
+    cell = replace(cell, breaches=0, clears=cell.clears + 1 if fired else 0)
+    if cell.state == "inactive" or (fired and cell.clears < rule.clear_for):
+        return cell, None
+    before, cell = cell, replace(cell, state="inactive", since=measurement.step, clears=0)
+    if before.state == "unknown":
+        return cell, None
+    text = cleared(rule, measurement, cell.baseline, since=cell.baseline_step, fired=fired)
+    return cell, _event(rule, cell, measurement, "resolved" if fired else "inactive", text)
+
+
+def _event(rule: Rule, cell: Cell, measurement: Measurement, state: str, message: str) -> AlarmEvent:
+    return AlarmEvent(
+        step=measurement.step,
+        alarm=rule.name,
+        domain=measurement.domain,
+        metric=rule.metric,
+        state=state,
+        severity=rule.severity,
+        value=float(measurement.value),
+        baseline=math.nan if rule.allowed is None else cell.baseline,
+        evidence=rule.evidence,
+        actions=rule.actions if state == "firing" else (),
+        message=message,
+    )
+
+
+class Alarms:
+    """Every cell of a set of rules, moved on one evaluation at a time.
+
+    While a critical alarm fires, other alarms on the same series (domain and metric) are inhibited: their cells go on
+    as ever, but that they became pending or firing is not told and asks for no action. What is still so when the
+    critical alarm resolves is told then. A change that was not told ends untold too.
+
+    Args:
+        rules: See `load_rules`. Names must differ.
+
+    >>> alarms = Alarms([Rule("narrow", metric="vendi", rule="drop", by="20%", for_=1)])
+    >>> for step, value in enumerate([4.0, 3.9, 2.0]):
+    ...     events = alarms.observe(step, [Measurement(step=step, domain="poems", metric="vendi", value=value)])
+    >>> alarms.states, events[0].state
+    ({'narrow/poems': 'firing'}, 'firing')
+    """
+
+    def __init__(self, rules: Iterable[Rule]) -> None:
+        self.rules = tuple(rules)
+        self.functions: dict[str, Reaction] = {}
+        for i, rule in enumerate(self.rules):
+            if not isinstance(rule, Rule):
+                raise ConfigError(f"Not a Rule: {rule!r}. Read rules with load_rules(...).")
+            if any(rule.name == other.name for other in self.rules[:i]):
+                raise ConfigError(f"Two alarms are called {rule.name!r}. Give each a name of its own.")
+            for name, function in rule.functions.items():
+                if self.functions.setdefault(name, function) is not function:
+                    raise ConfigError(f"Two functions in `then` are called {name!r}. Rename one of them.")
+        self._domains: tuple[str, ...] = ()
+        self._cells: dict[str, Cell] = {}
+        self._untold: dict[str, AlarmEvent] = {}
+
+    @property
+    def cells(self) -> dict[str, Cell]:
+        """Every cell, keyed ``name/domain``. Without a domain, a rule has cells once measurements name the domains."""
+        return {key: self._cells.get(key, Cell()) for key, _, _ in self._order(self._domains)}
+
+    @property
+    def states(self) -> dict[str, State]:
+        """The state of every cell, keyed ``name/domain``."""
+        return {key: cell.state for key, cell in self.cells.items()}
+
+    def observe(self, step: int, measurements: Sequence[Measurement]) -> list[AlarmEvent]:
+        """Move every cell on by one evaluation.
+
+        Args:
+            step: Of the evaluation.
+            measurements: All of its measurements. A series that is not among them counts as missing.
+
+        Returns:
+            What changed, in the order of the rules and then of the domains as they were first seen.
+
+        Raises:
+            SignatureMismatch: A series was measured differently from before. No cell has moved then.
+            ValueError: The measurements are not those of one evaluation. No cell has moved then.
+        """
+        found = _by_series(step, measurements)
+        domains = tuple(dict.fromkeys([*self._domains, *(m.domain for m in measurements if m.domain != OVERALL)]))
+        order = list(self._order(domains))
+        cells, events = dict(self._cells), dict[str, AlarmEvent | None]()
+        for key, rule, domain in order:
+            nothing = Measurement(step, domain, rule.metric, math.nan, reason=f"no {rule.metric} was measured")
+            now = found.get((domain, rule.metric), nothing)
+            cells[key], events[key] = advance(rule, cells.get(key, Cell()), now)
+        self._domains, self._cells = domains, cells
+        taken = {(rule.metric, domain) for key, rule, domain in order if _is_critical(rule, cells[key])}
+        inhibited = {key for key, r, domain in order if (r.metric, domain) in taken and r.severity != "critical"}
+        return list(self._tell(step, events, inhibited))
+
+    def _order(self, domains: tuple[str, ...]) -> Iterator[tuple[str, Rule, str]]:
+        for rule in self.rules:
+            for domain in domains if rule.domain is None else (rule.domain,):
+                yield f"{rule.name}/{domain}", rule, domain
+
+    def _tell(
+        self, step: int, events: Mapping[str, AlarmEvent | None], inhibited: Collection[str]
+    ) -> Iterator[AlarmEvent]:
+        """The events that are not inhibited, and those held back that no longer are."""
+        for key, event in events.items():
+            held = self._untold.pop(key, None)
+            if event is not None and event.state in ("resolved", "inactive"):
+                if held is None:
+                    yield event
+            elif key in inhibited:
+                if (kept := event or held) is not None:
+                    self._untold[key] = kept
+            elif event is not None:
+                yield event
+            elif held is not None:
+                told = f"{held.message} This was held back from step {held.step} by a critical alarm."
+                yield replace(held, step=step, message=told)
+
+
+def _is_critical(rule: Rule, cell: Cell) -> bool:
+    return rule.severity == "critical" and cell.state == "firing"
+
+
+def _by_series(step: int, measurements: Sequence[Measurement]) -> dict[tuple[str, str], Measurement]:
+    found: dict[tuple[str, str], Measurement] = {}
+    for m in measurements:
+        if m.step != step:
+            raise ValueError(f"{m.key} was measured at step {m.step}, but this is the evaluation of step {step}")
+        if (m.domain, m.metric) in found:
+            raise ValueError(f"{m.key} was measured twice at step {step}")
+        found[m.domain, m.metric] = m
+    return found

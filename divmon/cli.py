@@ -1,0 +1,85 @@
+"""The command line. Each command imports what it needs, so that listing metrics loads no GPU stack."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from divmon.errors import DivmonError
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command.
+
+    Returns:
+        The exit status: 0, or 2 when the user has to change something.
+    """
+    args = _parser().parse_args(argv)
+    try:
+        status: int = args.run(args)
+    except DivmonError as error:
+        print(f"divmon: {error}", file=sys.stderr)
+        return 2
+    return status
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="divmon", description="Watch the diversity of a language model's outputs while it is post-trained."
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    demo = commands.add_parser("demo", help="a real GRPO run that collapses into one format, and is stopped in time")
+    demo.add_argument("--healthy", action="store_true", help="the twin whose reward pays every format: stays silent")
+    demo.add_argument("--steps", type=int, default=60, help="GRPO steps at most (default: %(default)s)")
+    demo.add_argument("--seed", type=int, default=0)
+    demo.add_argument("--out", type=Path, default=None, help="folder (default: divmon-demo, or divmon-demo-healthy)")
+    demo.set_defaults(run=_demo)
+
+    measure = commands.add_parser("measure", help="measure completions in a JSON Lines file, without a trainer")
+    measure.add_argument("file", type=Path, help="lines with a 'prompt' and 'completions' (or one 'completion')")
+    measure.add_argument("--metric", action="append", metavar="NAME", help="only this metric; repeat for more")
+    measure.add_argument("--encoder", help="'offline', or a sentence-transformers model: adds semantic_distance")
+    measure.add_argument("--out", type=Path, help="also record a run there")
+    measure.set_defaults(run=_measure)
+
+    metrics = commands.add_parser("metrics", help="list the metrics")
+    metrics.set_defaults(run=_metrics)
+    return parser
+
+
+def _demo(args: argparse.Namespace) -> int:
+    from divmon.demo.run import run
+
+    out = args.out or Path("divmon-demo-healthy" if args.healthy else "divmon-demo")
+    return run(out, healthy=args.healthy, steps=args.steps, seed=args.seed)
+
+
+def _measure(args: argparse.Namespace) -> int:
+    from divmon.config import Settings, plan
+    from divmon.history import History
+    from divmon.monitor import Monitor
+    from divmon.samplers.file import read_completions
+    from divmon.sinks import as_sink
+
+    batch = read_completions(args.file)
+    values = {"metrics": args.metric, "encoder": args.encoder, "k": max(2, batch.k), "alarms": []}
+    chosen = plan(Settings.make(values))
+    info = {"fingerprint": batch.fingerprint, "source": str(args.file)}
+    history = History.create(args.out, probes=batch.probes, info=info) if args.out else None
+    monitor = Monitor(chosen.metrics, lenses=chosen.lenses, history=history)
+    console = as_sink("console")
+    console.emit(monitor.observe(batch))
+    console.close()
+    return 0
+
+
+def _metrics(args: argparse.Namespace) -> int:
+    from divmon.metrics import METRICS
+
+    width = max(map(len, METRICS))
+    for name, metric in METRICS.items():
+        print(f"{name:<{width}}  {metric.family:<11} {metric.direction:<8} {metric.summary}")
+    return 0

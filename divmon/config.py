@@ -1,0 +1,271 @@
+"""Settings: everything a user can say, checked before training starts."""
+
+from __future__ import annotations
+
+import pkgutil
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, TypedDict
+
+import yaml
+
+from divmon.alarms import Rule, default_rules, load_rules
+from divmon.errors import ConfigError, suggest
+from divmon.metrics import METRICS, resolve
+from divmon.metrics.base import Metric
+from divmon.metrics.structure import build_classifier
+from divmon.monitor import Lenses
+from divmon.probes import ProbeSet
+from divmon.records import Decoding
+from divmon.sinks import Sink, as_sink
+
+OWN_PROBES = 32  # prompts taken from the trainer's data when none are named
+OWN_DOMAIN = "prompts"
+EVALUATIONS = 20  # over a run, when no cadence is named
+LENGTH_CAP = 128
+
+
+class SettingsKwargs(TypedDict, total=False):
+    """The keyword arguments of `DiversityCallback` and `watch`; see `Settings` for what they mean."""
+
+    k: int
+    every: int | None
+    max_new_tokens: int | None
+    temperature: float
+    top_p: float
+    seed: int
+    metrics: Sequence[Any] | None
+    alarms: Any
+    quality: Any
+    correct_at: float
+    formats: Any
+    encoder: Any
+    sinks: Sequence[Any] | None
+    run_dir: str | Path | None
+    chat: bool | None
+    batch_size: int | None
+    strict: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """What to watch, how often, and what to do about it.
+
+    Attributes:
+        probes: Prompts, in any form `ProbeSet.of` takes. None: 32 prompts of the trainer's own data.
+        k: Completions a prompt at each evaluation.
+        every: Steps between evaluations. None: 20 evaluations over the run.
+        max_new_tokens: Length cap of a completion. None: the trainer's own cap, at most 128.
+        temperature: 1.0 samples the policy as it is.
+        top_p: 1.0 keeps the tail.
+        seed: Names the noise; equal seeds and weights give equal completions.
+        metrics: Names, functions of one prompt's list of completions, or `Metric` records. None: the default set.
+        alarms: A YAML file, a list of rules or mappings; ``[]`` for none. None: the default rules, which only warn.
+        quality: ``(probe, completion) -> float``, or ``"rewards"`` to call the trainer's reward functions. None: gold
+            answers of the probes, where there are any.
+        correct_at: A completion is correct (good enough) from this quality on.
+        formats: Your own formats: a function of a text, or a mapping from label to regular expression.
+        encoder: A sentence-transformers name, ``"offline"`` for the packaged MiniLM, or a function of a list of texts.
+            Adds `semantic_distance`.
+        sinks: ``"console"``, ``"wandb"``, or functions of an `Observation`. None: the console, and W&B when it is on.
+        run_dir: Where the history goes. None: ``divmon`` inside the trainer's output folder.
+        chat: Wrap plain-text prompts as one user message. None: when the trainer's own data is conversational.
+        batch_size: Completions drawn at once. None: found by trying.
+        strict: Let divmon's own failures stop training; for tests.
+
+    Raises:
+        ConfigError: A value that cannot work; the message says what to write instead.
+    """
+
+    probes: Any = None
+    k: int = 8
+    every: int | None = None
+    max_new_tokens: int | None = None
+    temperature: float = 1.0
+    top_p: float = 1.0
+    seed: int = 0
+    metrics: Sequence[Any] | None = None
+    alarms: Any = None
+    quality: Any = None
+    correct_at: float = 0.5
+    formats: Any = None
+    encoder: Any = None
+    sinks: Sequence[Any] | None = None
+    run_dir: str | Path | None = None
+    chat: bool | None = None
+    batch_size: int | None = None
+    strict: bool = False
+
+    def __post_init__(self) -> None:
+        _positive_integers(self, ("k", "every", "max_new_tokens", "batch_size"))
+        if not self.temperature > 0:
+            raise ConfigError(
+                f"temperature must be above 0, not {self.temperature}: at 0 every completion is the same."
+            )
+        if not 0 < self.top_p <= 1:
+            raise ConfigError(f"top_p must be above 0 and at most 1, not {self.top_p}.")
+        if isinstance(self.quality, str) and self.quality != "rewards" and ":" not in self.quality:
+            raise ConfigError(f"quality={self.quality!r}: pass a function, 'package.module:function', or 'rewards'.")
+        if not isinstance(self.seed, int):
+            raise ConfigError(f"seed must be an integer, not {self.seed!r}.")
+
+    @classmethod
+    def make(cls, values: Mapping[str, Any], *, where: str = "") -> Settings:
+        """Settings from keyword arguments or a YAML mapping; an unknown name is an error with a suggestion."""
+        known = [f.name for f in fields(cls)]
+        for name in values:
+            if name not in known:
+                raise ConfigError(f"{where}Unknown setting {name!r}.{suggest(str(name), known)}")
+        return cls(**values)
+
+    @classmethod
+    def load(cls, path: str | Path) -> Settings:
+        """Settings from a YAML file whose keys are the names above (`alarms` may be a list of rules right there)."""
+        path = Path(path)
+        try:
+            values = yaml.safe_load(path.read_text("utf-8")) or {}
+        except OSError as error:
+            raise ConfigError(f"Cannot read settings from {path}: {error.strerror}.") from error
+        except yaml.YAMLError as error:
+            raise ConfigError(f"{path} is not YAML: {error}") from error
+        if not isinstance(values, Mapping):
+            raise ConfigError(f"{path} must hold settings, one 'name: value' a line.")
+        if isinstance(values.get("alarms"), str):
+            values = {**values, "alarms": path.parent / values["alarms"]}
+        return cls.make(values, where=f"{path}: ")
+
+    def decoding(self, cap: int) -> Decoding:
+        """How probes are sampled, with `cap` tokens where the user named no cap."""
+        return Decoding(self.temperature, self.top_p, self.max_new_tokens or cap, self.seed)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Settings with every name looked up. Made at construction, so that errors come early."""
+
+    settings: Settings
+    probes: ProbeSet | None
+    metrics: tuple[Metric, ...]
+    rules: tuple[Rule, ...]
+    lenses: Lenses
+    sinks: tuple[Sink, ...] | None
+
+
+def plan(settings: Settings) -> Plan:
+    """Look everything up.
+
+    Raises:
+        ConfigError: An unknown metric, domain, rule, action or sink; a K too small for a metric.
+        ProbeError: Prompts that cannot be read.
+    """
+    probes = None if settings.probes is None else ProbeSet.of(settings.probes)
+    lenses = _lenses(settings)
+    metrics = _metrics(settings)
+    rules = _rules(settings, metrics, probes)
+    sinks = None if settings.sinks is None else tuple(as_sink(s) for s in _listed("sinks", settings.sinks))
+    return Plan(settings, probes, metrics, rules, lenses, sinks)
+
+
+def check_domains(rules: Iterable[Rule], probes: ProbeSet) -> None:
+    """Every domain a rule names must exist.
+
+    Raises:
+        ConfigError: One does not; with a suggestion.
+    """
+    for rule in rules:
+        if rule.domain is not None and rule.domain not in (*probes.domains, "all"):
+            raise ConfigError(
+                f"Alarm {rule.name!r} watches the domain {rule.domain!r}, which no probe has."
+                f"{suggest(rule.domain, probes.domains)}"
+            )
+
+
+def _metrics(settings: Settings) -> tuple[Metric, ...]:
+    chosen = settings.metrics
+    if chosen is None:
+        chosen = [m for m in METRICS.values() if settings.encoder is not None or "encoder" not in m.needs]
+    metrics = tuple(resolve(spec) for spec in _listed("metrics", chosen))
+    names = [metric.name for metric in metrics]
+    for metric in metrics:
+        if names.count(metric.name) > 1:
+            raise ConfigError(f"Two metrics are called {metric.name!r}; a name is a curve, so give one another name.")
+        if settings.k < metric.min_k and settings.metrics is not None:
+            raise ConfigError(
+                f"k={settings.k} is too small for {metric.name}, which compares completions of one prompt and needs at "
+                f"least {metric.min_k}. Set k={metric.min_k} or more, or drop the metric."
+            )
+        if "encoder" in metric.needs and settings.encoder is None:
+            raise ConfigError(
+                f"{metric.name} needs an encoder: pass encoder='offline' (pip install 'divmon[offline]') or the name "
+                "of a sentence-transformers model."
+            )
+    if settings.k < 2 and settings.metrics is None:
+        raise ConfigError(
+            f"k={settings.k} is too small to see diversity within a prompt. Set k=2 or more (8 is the default)."
+        )
+    return metrics
+
+
+def _rules(settings: Settings, metrics: Sequence[Metric], probes: ProbeSet | None) -> tuple[Rule, ...]:
+    measured = {metric.name for metric in metrics}
+    if settings.alarms is None:
+        return default_rules(measured)
+    rules = load_rules(settings.alarms, known_metrics={*METRICS, *measured})
+    for rule in rules:
+        if rule.metric not in measured:
+            raise ConfigError(
+                f"Alarm {rule.name!r} watches {rule.metric!r}, which is not measured. Add it to metrics= (measured "
+                f"now: {', '.join(sorted(measured))})."
+            )
+    if probes is not None:
+        check_domains(rules, probes)
+    return rules
+
+
+def _lenses(settings: Settings) -> Lenses:
+    quality = settings.quality
+    if isinstance(quality, str) and quality != "rewards":
+        quality = _named_function("quality", quality)
+    if quality is not None and quality != "rewards" and not callable(quality):
+        raise ConfigError("quality must be a function (probe, completion) -> float, or 'rewards'.")
+    encoder, name = None, ""
+    if settings.encoder is not None:
+        from divmon.models import load_encoder
+
+        encoder, name = load_encoder(settings.encoder)
+    return Lenses(
+        quality=None if quality == "rewards" else quality,
+        judge=quality if isinstance(quality, str) else getattr(quality, "__name__", "function") if quality else "gold",
+        correct_at=settings.correct_at,
+        encoder=encoder,
+        encoder_name=name,
+        classifier=build_classifier(settings.formats),
+        classifier_name="builtin" if settings.formats is None else "user",
+    )
+
+
+def _named_function(kind: str, name: str) -> Callable[..., Any]:
+    try:
+        found = pkgutil.resolve_name(name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ConfigError(f"{kind}={name!r} cannot be imported: {error}. Write 'package.module:function'.") from error
+    if not callable(found):
+        raise ConfigError(f"{kind}={name!r} is a {type(found).__name__}, not a function.")
+    return found  # type: ignore[no-any-return]
+
+
+def _listed(name: str, value: Any) -> list[Any]:
+    if isinstance(value, (str, bytes)) or not isinstance(value, Iterable):
+        raise ConfigError(f"{name} must be a list, for example {name}=[{value!r}].")
+    return list(value)
+
+
+def _positive_integers(settings: Settings, names: Iterable[str]) -> None:
+    for name in names:
+        value = getattr(settings, name)
+        if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
+            raise ConfigError(f"{name} must be a whole number of at least 1, not {value!r}.")
+
+
+__all__ = ["Plan", "Settings", "SettingsKwargs", "check_domains", "plan"]

@@ -1,0 +1,140 @@
+"""``divmon demo``: a real GRPO run collapses into one format; the alarm fires, saves and stops it. And its healthy twin."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+RULES: list[dict[str, Any]] = [
+    {
+        "name": "one-format-takes-over",
+        "metric": "effective_formats",
+        "rule": "drop",
+        "by": "35%",
+        "for": 2,
+        "severity": "critical",
+        "then": ["save", "stop"],
+    }
+]
+EVERY = 4
+PROBED = 16  # of the hundred sums
+
+
+def run(out: Path, *, healthy: bool, steps: int, seed: int) -> int:
+    """Train, watch, and show what happened.
+
+    Args:
+        out: Folder of the run.
+        healthy: The twin whose reward pays every format.
+        steps: GRPO steps at most.
+        seed: Of training.
+
+    Returns:
+        Exit status: 0 when the collapse was caught (healthy: when nothing fired), 1 when not.
+    """
+    _offline(out)
+    from transformers.utils import logging
+
+    from divmon.demo import picture, sums, training
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    trainer = training.grpo_trainer(
+        output_dir=out, healthy=healthy, steps=steps, seed=seed, callbacks=[_callback(sums)], report_to="wandb"
+    )
+    trainer.remove_callback(_printer())
+    print(_intro(healthy, steps), flush=True)
+    trainer.train()
+    history = _history(out)
+    fired = [event for event in history.events() if event.state == "firing"]
+    shares = picture.shares(history, "sums")
+    print("\n" + picture.in_terminal(shares), flush=True)
+    image = picture.as_png(history, "sums", out / "formats.png")
+    print(_ending(out, image, fired, healthy=healthy, steps=trainer.state.global_step), flush=True)
+    return 0 if bool(fired) != healthy else 1
+
+
+def _callback(sums: Any) -> Any:
+    from divmon.callback import DiversityCallback
+
+    chosen = sums.prompts()[:: len(sums.prompts()) // PROBED]
+    probes = [
+        {"prompt": s.prompt, "gold": str(s.answer), "domain": "sums", "difficulty": sums.difficulty(s.a, s.b)}
+        for s in chosen
+    ]
+    return DiversityCallback(
+        probes,
+        every=EVERY,
+        k=8,
+        formats=sums.label,
+        quality=lambda probe, text: float(sums.is_correct(text, int(probe.gold))),
+        alarms=RULES,
+    )
+
+
+def _offline(out: Path) -> None:
+    """No account and no network: W&B writes beside the run, nothing is looked up."""
+    out.mkdir(parents=True, exist_ok=True)
+    settings = {
+        "WANDB_MODE": "offline",
+        "WANDB_DIR": str(out.resolve()),
+        "WANDB_PROJECT": "divmon-demo",
+        "WANDB_SILENT": "true",
+        "HF_HUB_OFFLINE": "1",
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+    }
+    for name, value in settings.items():
+        os.environ.setdefault(name, value)
+
+
+def _printer() -> Any:
+    from transformers import PrinterCallback
+
+    return PrinterCallback
+
+
+def _history(out: Path) -> Any:
+    from divmon.history import History
+
+    return History.read(out)
+
+
+def _intro(healthy: bool, steps: int) -> str:
+    reward = (
+        "the reward pays a right answer more when few others of its group look like it"
+        if healthy
+        else "the reward pays right answers and does not look at how they are written"
+    )
+    return (
+        "A tiny language model answers sums like 3+4= in four formats: a program, prose, LaTeX and bullets.\n"
+        f"TRL's GRPOTrainer trains it for at most {steps} steps; {reward}.\n"
+    )
+
+
+def _ending(out: Path, image: Path, fired: list[Any], *, healthy: bool, steps: int) -> str:
+    offline = sorted((out / "wandb").glob("offline-run-*"))
+    wandb = offline[-1] if offline else out / "wandb"
+    if fired:
+        verdict = f"Caught: {fired[0].message}\nThe checkpoint of step {fired[0].step} was saved and training stopped."
+    else:
+        verdict = f"No alarm in {steps} steps: the formats stayed in use."
+    if bool(fired) == healthy:
+        verdict += "\nThat is not what this run is expected to show; please report it."
+    again = "divmon demo" if healthy else "divmon demo --healthy"
+    return "\n".join(
+        (
+            "",
+            verdict,
+            "",
+            f"  picture      {image}",
+            f"  history      {out / 'divmon'}  (JSON Lines: measurements, events, completions)",
+            f"  checkpoints  {', '.join(str(p) for p in sorted(out.glob('checkpoint-*'))) or 'none'}",
+            f"  W&B          {wandb}  (offline; `wandb sync` it to see the curves)",
+            "",
+            "Next:",
+            f"  {again:<24} the twin of this run",
+            "  callbacks=[divmon.DiversityCallback()]   the one line for your own trainer",
+        )
+    )

@@ -1,0 +1,81 @@
+"""Fail open, visibly: what breaks inside divmon is counted, reported once, and never reaches the training loop."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import time
+from collections.abc import Iterator
+from typing import Literal
+
+from divmon.errors import ConfigError
+
+Part = Literal["sampler", "metric", "quality", "sink", "disk", "mitigation", "monitor"]
+PARTS: tuple[Part, ...] = ("sampler", "metric", "quality", "sink", "disk", "mitigation", "monitor")
+log = logging.getLogger("divmon")
+
+
+class Health:
+    """Counts of what failed and seconds spent, for `divmon/health/*`.
+
+    Args:
+        strict: Let failures through, for tests and debugging.
+
+    >>> health = Health()
+    >>> with health.shield("sink", "wandb"):
+    ...     raise RuntimeError("the disk is full")
+    >>> health.row()["sink_failures"]
+    1.0
+    """
+
+    def __init__(self, *, strict: bool = False) -> None:
+        self.strict = strict
+        self.failures: dict[str, int] = dict.fromkeys(PARTS, 0)
+        self.seconds = 0.0
+        self._reported: set[tuple[str, str]] = set()
+
+    @contextlib.contextmanager
+    def shield(self, part: Part, name: str = "") -> Iterator[None]:
+        """Swallow, count and report (once for each `part` and `name`) whatever the block raises.
+
+        A `ConfigError` passes: it says that the user asked for something impossible, and it can only be raised before
+        the first training step. `strict` lets everything pass.
+        """
+        try:
+            yield
+        except ConfigError:
+            raise
+        except Exception as error:
+            if self.strict:
+                raise
+            self.failed(part, name, error)
+
+    def failed(self, part: Part, name: str, error: BaseException | str) -> None:
+        """Count a failure; report it the first time."""
+        self.failures[part] += 1
+        if (part, name) not in self._reported:
+            self._reported.add((part, name))
+            kind = type(error).__name__ + ": " if isinstance(error, BaseException) else ""
+            log.warning(
+                "divmon: %s%s failed and was skipped; training goes on (%s%s). Counted in divmon/health/%s_failures, "
+                "not reported again.",
+                part,
+                f" {name!r}" if name else "",
+                kind,
+                error,
+                part,
+                exc_info=error if isinstance(error, BaseException) and log.isEnabledFor(logging.DEBUG) else None,
+            )
+
+    @contextlib.contextmanager
+    def timed(self) -> Iterator[None]:
+        """Add the block's wall time to `seconds`."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds += time.perf_counter() - start
+
+    def row(self) -> dict[str, float]:
+        """Every counter, as floats."""
+        return {f"{part}_failures": float(n) for part, n in self.failures.items()}

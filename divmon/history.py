@@ -1,0 +1,267 @@
+"""The record of a run on disk: append-only, readable line by line, and the one source that replays and reports use.
+
+::
+
+    RUN/run.json                 what was measured and how; written once
+    RUN/probes.jsonl             the prompts
+    RUN/history.jsonl            one line an evaluation: measurements, events, health
+    RUN/completions/00000040.jsonl   the completions of step 40, one line a prompt
+
+An evaluation exists once its line in history.jsonl ends with a newline; its completions are on disk before that. A
+process killed at any byte therefore loses at most the evaluation it was writing.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from divmon.errors import HistoryError, SignatureMismatch
+from divmon.records import (
+    AlarmEvent,
+    Decoding,
+    Measurement,
+    Probe,
+    SampleBatch,
+    as_messages,
+    event_from_json,
+    measurement_from_json,
+    to_json,
+)
+
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Everything one evaluation recorded."""
+
+    step: int
+    measurements: tuple[Measurement, ...]
+    events: tuple[AlarmEvent, ...] = ()
+    health: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Series:
+    """One curve: `values[i]` (with interval `low[i]`, `high[i]`) at `steps[i]`, all of one signature."""
+
+    key: str
+    signature: str
+    steps: np.ndarray
+    values: np.ndarray
+    low: np.ndarray
+    high: np.ndarray
+
+
+def _dumps(value: Any) -> str:
+    # ensure_ascii keeps every line one line whatever a model wrote (U+2028, lone surrogates, control characters)
+    return json.dumps(to_json(value), ensure_ascii=True, allow_nan=False, separators=(",", ":"))
+
+
+def _read_lines(path: Path) -> list[Any]:
+    """The complete lines of a JSON Lines file; a torn last line is ignored, a damaged earlier one is an error."""
+    if not path.exists():
+        return []
+    *lines, _torn = path.read_bytes().split(b"\n")
+    rows = []
+    for number, line in enumerate(lines, 1):
+        try:
+            rows.append(json.loads(line))
+        except ValueError as error:
+            raise HistoryError(f"{path}, line {number} is not JSON ({error}). Remove it to read the rest.") from error
+    return rows
+
+
+def _write_whole(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    with partial.open("w", encoding="ascii") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)
+
+
+class History:
+    """A run on disk. Open an existing one with `History.read(path)`, start one with `History.create(path, ...)`."""
+
+    def __init__(self, path: Path, *, info: Mapping[str, Any], probes: Sequence[Probe]) -> None:
+        self.path = path
+        self.info = dict(info)
+        self.probes = tuple(probes)
+        self.evaluations: list[Evaluation] = []
+        self._signatures: dict[str, str] = {}
+        self._unwritten: list[tuple[Evaluation, SampleBatch | None]] = []
+
+    @classmethod
+    def create(cls, path: str | Path, *, probes: Sequence[Probe], info: Mapping[str, Any] | None = None) -> History:
+        """Start a run at `path`. A run already there is kept, under the next free ``NAME.1``, ``NAME.2``, ..."""
+        path = Path(path)
+        if (path / "run.json").exists():
+            n = next(i for i in range(1, 10_000) if not path.with_name(f"{path.name}.{i}").exists())
+            shutil.move(str(path), str(path.with_name(f"{path.name}.{n}")))
+        history = cls(path, info={"format": FORMAT, **(info or {})}, probes=probes)
+        path.mkdir(parents=True, exist_ok=True)
+        _write_whole(path / "probes.jsonl", "".join(_dumps(p) + "\n" for p in probes))
+        _write_whole(path / "run.json", _dumps(history.info) + "\n")
+        (path / "history.jsonl").touch()
+        return history
+
+    @classmethod
+    def read(cls, path: str | Path) -> History:
+        """Open the run at `path` (the folder that holds run.json, or the trainer's output folder above it).
+
+        Raises:
+            HistoryError: Nothing was recorded there, or a file is damaged before its last line.
+        """
+        path = Path(path)
+        if not (path / "run.json").exists() and (path / "divmon" / "run.json").exists():
+            path = path / "divmon"
+        if not (path / "run.json").exists():
+            raise HistoryError(f"No divmon run in {path} (no run.json). Pass the folder named when training started.")
+        info = json.loads((path / "run.json").read_text("ascii"))
+        if info.get("format", FORMAT) > FORMAT:
+            raise HistoryError(f"{path} has format {info['format']}, newer than this divmon reads. Upgrade divmon.")
+        history = cls(path, info=info, probes=[_probe_from_json(row) for row in _read_lines(path / "probes.jsonl")])
+        for row in _read_lines(path / "history.jsonl"):
+            history._admit(_evaluation_from_json(row))
+        return history
+
+    @property
+    def last_step(self) -> int:
+        """The newest recorded step, -1 when there is none."""
+        return self.evaluations[-1].step if self.evaluations else -1
+
+    def append(self, evaluation: Evaluation, batch: SampleBatch | None = None) -> None:
+        """Record one evaluation and, when given, its completions.
+
+        It is kept in memory at once. What could not be written is written with the next evaluation.
+
+        Raises:
+            SignatureMismatch: A series would mix numbers that were measured differently.
+            OSError: The disk refused; nothing is lost while the process lives.
+        """
+        self._admit(evaluation)
+        self._unwritten.append((evaluation, batch))
+        self.flush()
+
+    def flush(self) -> None:
+        """Write whatever earlier attempts could not."""
+        while self._unwritten:
+            evaluation, batch = self._unwritten[0]
+            self._write(evaluation, batch)
+            self._unwritten.pop(0)
+
+    def _admit(self, evaluation: Evaluation) -> None:
+        for m in evaluation.measurements:
+            known = self._signatures.get(m.key, m.signature)
+            if known != m.signature:
+                raise SignatureMismatch(
+                    f"{m.key} was measured as {known!r}, and at step {m.step} as {m.signature!r}: the two do not "
+                    "belong in one curve. Start a new run folder, or measure as before."
+                )
+        for m in evaluation.measurements:
+            self._signatures[m.key] = m.signature
+        self.evaluations.append(evaluation)
+
+    def _write(self, evaluation: Evaluation, batch: SampleBatch | None) -> None:
+        if batch is not None:
+            _write_whole(self._completions(evaluation.step), "".join(_dumps(row) + "\n" for row in _batch_rows(batch)))
+        line = (_dumps(evaluation) + "\n").encode("ascii")
+        with (self.path / "history.jsonl").open("r+b") as file:
+            file.truncate(_complete_bytes(file.read()))  # a line torn by a kill or by a full disk
+            file.seek(0, os.SEEK_END)
+            file.write(line)
+            file.flush()
+            os.fsync(file.fileno())
+
+    def _completions(self, step: int) -> Path:
+        return self.path / "completions" / f"{step:08d}.jsonl"
+
+    def keys(self) -> list[str]:
+        """``domain/metric`` of every series, in the order first recorded."""
+        return list(self._signatures)
+
+    def series(self, metric: str, domain: str) -> Series:
+        """The curve of `metric` in `domain`; empty when it was never measured."""
+        key = f"{domain}/{metric}"
+        found = [m for e in self.evaluations for m in e.measurements if m.key == key]
+        columns = ([m.step for m in found], *([getattr(m, c) for m in found] for c in ("value", "low", "high")))
+        steps, values, low, high = (np.array(c) for c in columns)
+        return Series(key, self._signatures.get(key, ""), steps, values, low, high)
+
+    def events(self) -> Iterator[AlarmEvent]:
+        """Every recorded alarm event, oldest first."""
+        return (event for evaluation in self.evaluations for event in evaluation.events)
+
+    def batch(self, step: int) -> SampleBatch:
+        """The completions recorded at `step`.
+
+        Raises:
+            HistoryError: None were recorded at that step.
+        """
+        path = self._completions(step)
+        rows = _read_lines(path)
+        if len(rows) < 2:
+            raise HistoryError(f"No completions were recorded at step {step} in {self.path}.")
+        return _batch_from_rows(rows, self.probes)
+
+
+def _complete_bytes(data: bytes) -> int:
+    return data.rfind(b"\n") + 1
+
+
+def _evaluation_from_json(row: Mapping[str, Any]) -> Evaluation:
+    return Evaluation(
+        step=int(row["step"]),
+        measurements=tuple(measurement_from_json(m) for m in row["measurements"]),
+        events=tuple(event_from_json(e) for e in row.get("events", ())),
+        health=row.get("health", {}),
+    )
+
+
+def _probe_from_json(row: Mapping[str, Any]) -> Probe:
+    known = {k: v for k, v in row.items() if k in Probe.__dataclass_fields__}
+    if not isinstance(known["prompt"], str):
+        known["prompt"] = as_messages(known["prompt"])
+    if known.get("token_ids") is not None:
+        known["token_ids"] = tuple(known["token_ids"])
+    return Probe(**known)
+
+
+def _batch_rows(batch: SampleBatch) -> Iterator[Mapping[str, Any]]:
+    head = {"step": batch.step, "source": batch.source, "fingerprint": batch.fingerprint, "decoding": batch.decoding}
+    yield head
+    columns = [c for c in ("texts", "token_ids", "finished", "logprobs", "rewards") if getattr(batch, c) is not None]
+    for i, probe in enumerate(batch.probes):
+        yield {"id": probe.id, **{c: getattr(batch, c)[i] for c in columns}}
+
+
+def _batch_from_rows(rows: Sequence[Mapping[str, Any]], probes: Sequence[Probe]) -> SampleBatch:
+    head, *body = rows
+    by_id = {probe.id: probe for probe in probes}
+
+    def column(name: str, convert: Any) -> Any:
+        return tuple(tuple(convert(v) for v in row[name]) for row in body) if name in body[0] else None
+
+    return SampleBatch(
+        step=head["step"],
+        probes=tuple(by_id.get(row["id"], Probe(row["id"], "")) for row in body),
+        texts=column("texts", str),
+        token_ids=column("token_ids", tuple),
+        finished=column("finished", bool),
+        logprobs=column("logprobs", np.asarray),
+        rewards=column("rewards", lambda v: math.nan if v is None else float(v)),
+        decoding=Decoding(**head["decoding"]) if head["decoding"] else None,
+        source=head["source"],
+        fingerprint=head["fingerprint"],
+    )

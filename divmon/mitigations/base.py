@@ -1,0 +1,98 @@
+"""What an alarm asks for: an event goes in, actions come out. Nothing here touches a trainer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from divmon.errors import DivmonError, unknown
+from divmon.records import ACTIONS, Action, AlarmEvent
+
+Mitigation = Callable[[AlarmEvent, Mapping[str, Any]], Action | None]
+
+
+def warn(event: AlarmEvent, context: Mapping[str, Any]) -> Action:
+    """Tell people."""
+    return Action("warn", event.alarm, event.message)
+
+
+def save(event: AlarmEvent, context: Mapping[str, Any]) -> Action:
+    """Save a checkpoint now."""
+    return Action("save", event.alarm, event.message)
+
+
+def stop(event: AlarmEvent, context: Mapping[str, Any]) -> Action:
+    """Stop training on all ranks."""
+    return Action("stop", event.alarm, event.message)
+
+
+BUILT_IN: Mapping[str, Mitigation] = {"warn": warn, "save": save, "stop": stop}
+
+
+def mitigation(name: str, functions: Mapping[str, Mitigation] | None = None) -> Mitigation:
+    """The mitigation called `name`: a built-in one, or one of the user's `functions`.
+
+    Raises:
+        ConfigError: There is none.
+
+    >>> mitigation("stopp")
+    Traceback (most recent call last):
+        ...
+    divmon.errors.ConfigError: Unknown action 'stopp'. Did you mean 'stop'?
+    """
+    known = {**(functions or {}), **BUILT_IN}
+    if name not in known:
+        raise unknown("action", name, known)
+    return known[name]
+
+
+def decide(
+    events: Iterable[AlarmEvent],
+    *,
+    functions: Mapping[str, Mitigation] | None = None,
+    context: Mapping[str, Any] | None = None,
+    on_error: Callable[[str, Exception], None] | None = None,
+) -> tuple[Action, ...]:
+    """The actions that firing alarms ask for, one of each kind, in the order of the events and of their `then`.
+
+    When both are asked for, the checkpoint is saved before training stops, whichever was written first.
+
+    Args:
+        events: Of one evaluation, in the order of the rules. Only those that say "firing" count.
+        functions: The user's functions in `then`, by name (`Alarms.functions`).
+        context: Handed to every mitigation.
+        on_error: Told the name and the error of a mitigation that fails, and the others go on. Without it, the error
+            is raised.
+
+    Raises:
+        ConfigError: An event names an action that does not exist.
+
+    >>> asked = {"domain": "poems", "metric": "vendi", "severity": "critical", "value": 1.0}
+    >>> event = AlarmEvent(step=9, alarm="narrow", state="firing", actions=("stop", "save"), **asked)
+    >>> [action.kind for action in decide([event])]
+    ['save', 'stop']
+    """
+    actions: dict[str, Action] = {}
+    for event in events:
+        if event.state != "firing":
+            continue
+        for name in event.actions:
+            run = mitigation(name, functions)
+            try:
+                action = _checked(name, run(event, context or {}))
+            except Exception as error:
+                if on_error is None:
+                    raise
+                on_error(name, error)
+                continue
+            if action is not None:
+                actions.setdefault(action.kind, action)
+    if "save" in actions and "stop" in actions:
+        actions["stop"] = actions.pop("stop")
+    return tuple(actions.values())
+
+
+def _checked(name: str, action: Any) -> Action | None:
+    if action is None or (isinstance(action, Action) and action.kind in ACTIONS):
+        return action
+    raise DivmonError(f"{name} returned {action!r}; a mitigation returns None or an Action of {', '.join(ACTIONS)}.")

@@ -1,0 +1,209 @@
+"""Monitor: completions go in, observations come out. It knows no trainer."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+
+import numpy as np
+
+from divmon.alarms import Alarms, Rule
+from divmon.health import Health
+from divmon.history import Evaluation, History
+from divmon.metrics.base import (
+    Classifier,
+    Encoder,
+    Metric,
+    MetricContext,
+    PerPrompt,
+    Result,
+    evaluate,
+    missing,
+)
+from divmon.metrics.quality import Quality, judge
+from divmon.mitigations import decide
+from divmon.records import OVERALL, Action, AlarmEvent, Measurement, Observation, SampleBatch
+from divmon.uncertainty import mean_interval, pooled_interval
+
+
+@dataclass(frozen=True)
+class Lenses:
+    """What metrics may look through: all optional, all injected.
+
+    Attributes:
+        quality: ``(probe, completion) -> float``; without it, rewards of the batch or gold answers of the probes.
+        judge: Goes into signatures: the name of what judges.
+        correct_at: A completion counts as correct (good enough) from this quality on.
+        encoder: Texts to float[N, D], for semantic metrics.
+        encoder_name: Goes into signatures.
+        classifier: Text to structural labels; the built-in one when None.
+        classifier_name: Goes into signatures.
+    """
+
+    quality: Quality | None = None
+    judge: str = "auto"
+    correct_at: float = 0.5
+    encoder: Encoder | None = None
+    encoder_name: str = ""
+    classifier: Classifier | None = None
+    classifier_name: str = "builtin"
+
+
+class Monitor:
+    """Metrics, alarms and history behind one call.
+
+    Args:
+        metrics: What to measure.
+        rules: What to watch. Rules on metrics that are not measured stay unknown.
+        lenses: Quality, encoder and format classifier.
+        history: Where to record; None keeps nothing on disk.
+        health: Where failures are counted.
+        keep_completions: Write completions beside the history.
+
+    The first batch observed is the baseline: its quantities (idf, format shares, difficulty bins) are frozen, and
+    drops are measured from it.
+    """
+
+    def __init__(
+        self,
+        metrics: Sequence[Metric],
+        *,
+        rules: Iterable[Rule] = (),
+        lenses: Lenses | None = None,
+        history: History | None = None,
+        health: Health | None = None,
+        keep_completions: bool = True,
+    ) -> None:
+        self.metrics = tuple(metrics)
+        self.rules = tuple(rules)
+        self.lenses = lenses or Lenses()
+        self.history = history
+        self.health = health or Health()
+        self.keep_completions = keep_completions
+        self.alarms = Alarms(self.rules)
+        self._baseline: MetricContext | None = None
+        self._last: tuple[Measurement, ...] = ()
+
+    def observe(self, batch: SampleBatch, *, health: Mapping[str, float] | None = None) -> Observation:
+        """Measure `batch`, advance the alarms, record both.
+
+        A metric that fails gives NaN with the reason; a disk that fails is retried with the next evaluation. Neither
+        stops the other numbers.
+
+        Args:
+            batch: Completions at one step.
+            health: More timings and counters to record with it.
+        """
+        start = time.perf_counter()
+        context = self._context(batch)
+        measurements = tuple(m for metric in self.metrics for m in self._measure(metric, context))
+        events = tuple(self.alarms.observe(batch.step, measurements))
+        actions = self._decide(events, measurements)
+        row = {**(health or {}), **self.health.row(), "measure_seconds": time.perf_counter() - start}
+        self._last = measurements
+        self._record(Evaluation(batch.step, measurements, events, row), batch)
+        states, baseline = dict(self.alarms.states), context.reference.batch
+        return Observation(batch.step, measurements, events, actions, states, row, batch, baseline)
+
+    def missed(self, step: int, *, health: Mapping[str, float] | None = None) -> Observation:
+        """Record that there were no completions at `step`: every series gets NaN with the reason."""
+        reason = "the sampler failed; see divmon/health/sampler_failures"
+        blank = {"value": math.nan, "low": math.nan, "high": math.nan, "n": 0, "values": (), "details": {}}
+        measurements = tuple(replace(m, step=step, reason=reason, **blank) for m in self._last)  # type: ignore[arg-type]
+        events = tuple(self.alarms.observe(step, measurements))
+        row = {**(health or {}), **self.health.row()}
+        self._record(Evaluation(step, measurements, events, row), None)
+        actions = self._decide(events, measurements)
+        return Observation(step, measurements, events, actions, dict(self.alarms.states), row)
+
+    def resume(self, history: History) -> None:
+        """Continue a recorded run: alarms are refolded from `history`, frozen quantities from its baseline batch."""
+        self.history = history
+        for evaluation in history.evaluations:
+            self.alarms.observe(evaluation.step, evaluation.measurements)
+            self._last = evaluation.measurements
+        if history.evaluations and self.keep_completions:
+            self._context(history.batch(history.evaluations[0].step))
+
+    def _decide(self, events: Sequence[AlarmEvent], measurements: Sequence[Measurement]) -> tuple[Action, ...]:
+        context = {"measurements": measurements, "history": self.history}
+        failed = partial(self.health.failed, "mitigation")
+        return decide(events, functions=self.alarms.functions, context=context, on_error=failed)
+
+    def _context(self, batch: SampleBatch) -> MetricContext:
+        lenses = self.lenses
+        quality = None
+        with self.health.shield("quality"):
+            if lenses.judge != "rewards" or batch.rewards is not None:  # failed rewards are not replaced by gold answers
+                quality, failures = judge(batch, lenses.quality)
+                if failures:
+                    self.health.failed("quality", lenses.judge, f"raised on {failures} completions, now without quality")
+        context = MetricContext(
+            batch,
+            quality=quality,
+            correct_at=lenses.correct_at,
+            encoder=lenses.encoder,
+            encoder_name=lenses.encoder_name,
+            classifier=lenses.classifier,
+            baseline=self._baseline,
+        )
+        if self._baseline is None:
+            self._baseline = context
+        return context
+
+    def _measure(self, metric: Metric, context: MetricContext) -> list[Measurement]:
+        result: Result = missing(context.batch, "the metric failed; see divmon/health/metric_failures")
+        with self.health.shield("metric", metric.name), np.errstate(divide="ignore", invalid="ignore"):
+            result = evaluate(metric, context)
+        batch = context.batch
+        domains = [*batch.domains, OVERALL] if len(batch.domains) > 1 else list(batch.domains)
+        aggregator = "agg:mean" if metric.scope == "per_prompt" else "agg:pooled"
+        signature = "|".join(filter(None, (metric.signature, self._lens(metric), aggregator, batch.signature)))
+        return [
+            replace(
+                summarise(result, batch.rows(d)), step=batch.step, domain=d, metric=metric.name, signature=signature
+            )
+            for d in domains
+        ]
+
+    def _lens(self, metric: Metric) -> str:
+        if "encoder" in metric.needs:
+            return f"encoder:{self.lenses.encoder_name}"
+        parts = [f"formats:{self.lenses.classifier_name}"] if metric.family == "formats" else []
+        if "quality" in metric.needs:
+            parts.append(f"quality:{self.lenses.judge}@{self.lenses.correct_at:g}")
+        return "|".join(parts)
+
+    def _record(self, evaluation: Evaluation, batch: SampleBatch | None) -> None:
+        if self.history is not None:
+            with self.health.shield("disk", str(self.history.path)):
+                self.history.append(evaluation, batch if self.keep_completions else None)
+
+
+def summarise(result: Result, rows: np.ndarray) -> Measurement:
+    """The value, interval and reason of `result` over the prompts `rows` (step, domain and metric left empty)."""
+    if not isinstance(result, PerPrompt):
+        parts = result.parts[rows]
+        with np.errstate(divide="ignore", invalid="ignore"):
+            value = float(result.combine(parts)) if len(rows) else math.nan
+        low, high = pooled_interval(parts, result.combine) if not math.isnan(value) else (math.nan, math.nan)
+        details = result.details(parts) if result.details is not None else {}
+        reason = result.reason if math.isnan(value) else None
+        return Measurement(0, "", "", value, low, high, n=len(rows), reason=reason, details=details)
+    values = result.values[rows]
+    known = values[~np.isnan(values)]
+    reasons = [result.reasons[i] for i in rows if result.reasons[i]]
+    reason = None if known.size else reasons[0] if reasons else "no prompts in this domain"
+    low, high = mean_interval(values)
+    mean = float(known.mean()) if known.size else math.nan
+    counts = {"n": int(known.size), "values": tuple(map(float, values)), "reason": reason, "details": result.details}
+    return Measurement(0, "", "", mean, low, high, **counts)
+
+
+def replay(history: History, rules: Iterable[Rule]) -> list[AlarmEvent]:
+    """The events `rules` give on a recorded run. With the rules of the run they are those raised live, bit for bit."""
+    alarms = Alarms(tuple(rules))
+    return [event for e in history.evaluations for event in alarms.observe(e.step, e.measurements)]

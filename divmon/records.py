@@ -1,0 +1,298 @@
+"""The frozen records that flow through divmon, and nothing else.
+
+Shape legend, used in names and docstrings everywhere: P prompts, K completions a prompt, T tokens, D embedding width,
+V vocabulary. Rows may be ragged in K only where completions come from a file.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, Literal
+
+import numpy as np
+
+Message = Mapping[str, str]
+Prompt = str | tuple[Message, ...]
+Severity = Literal["info", "warning", "critical"]
+Source = Literal["probe", "rollout", "file"]
+State = Literal["unknown", "inactive", "pending", "firing"]
+OVERALL = "all"  # the domain name of a number taken over every domain
+ACTIONS = ("warn", "save", "stop")  # the actions a rule may name; each is one kind of `Action`
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """One fixed prompt.
+
+    Attributes:
+        id: Unique within its set.
+        prompt: Text, or chat messages (dicts with "role" and "content").
+        domain: Curves and alarms are kept per domain.
+        gold: The right answer, when there is one.
+        reference: A text by a person, when there is one.
+        difficulty: 1 (easy) upward, when known.
+        token_ids: The exact prompt tokens, when the trainer has already made them.
+        columns: Other columns of the row it came from (reward functions may want them).
+    """
+
+    id: str
+    prompt: Prompt
+    domain: str = "default"
+    gold: str | None = None
+    reference: str | None = None
+    difficulty: int | None = None
+    token_ids: tuple[int, ...] | None = None
+    columns: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def text(self) -> str:
+        """The prompt as a person would read it (the contents of chat messages, one under the other)."""
+        if isinstance(self.prompt, str):
+            return self.prompt
+        return "\n".join(str(message.get("content", "")) for message in self.prompt)
+
+
+@dataclass(frozen=True, slots=True)
+class Decoding:
+    """How completions were drawn. Every field is part of the signature of every number made from them.
+
+    Attributes:
+        temperature: 1.0 samples the policy as it is; a tail monitor should.
+        top_p: 1.0 keeps the tail.
+        max_new_tokens: The length cap.
+        key: Names the noise: equal key, weights and probes give equal completions.
+    """
+
+    temperature: float = 1.0
+    top_p: float = 1.0
+    max_new_tokens: int = 128
+    key: int = 0
+
+    @property
+    def signature(self) -> str:
+        """For example ``T:1|p:1|len:128|key:0``."""
+        return f"T:{self.temperature:g}|p:{self.top_p:g}|len:{self.max_new_tokens}|key:{self.key}"
+
+
+@dataclass(frozen=True)
+class SampleBatch:
+    """P prompts x K completions of one policy at one step.
+
+    Attributes:
+        step: The trainer's global step (0 is the baseline, before any update).
+        probes: P probes.
+        texts: P x K completions as text, special tokens removed.
+        token_ids: P x K token ids (the end-of-sequence token included), when known.
+        finished: P x K, whether the completion ended by itself (False: cut by the length cap), when known.
+        logprobs: P x K arrays over T of log p(token) under the policy at temperature 1, when known.
+        entropies: P x K arrays over T of the policy's next-token entropy in nats at temperature 1, when known.
+        rewards: P x K rewards, when known; NaN where one is missing.
+        decoding: How they were drawn; None when nobody knows (completions from a file).
+        source: "probe", "rollout" (drawn by the trainer, in train mode) or "file". Never mixed in one series.
+        fingerprint: Of the probe set.
+    """
+
+    step: int
+    probes: tuple[Probe, ...]
+    texts: tuple[tuple[str, ...], ...]
+    token_ids: tuple[tuple[tuple[int, ...], ...], ...] | None = None
+    finished: tuple[tuple[bool, ...], ...] | None = None
+    logprobs: tuple[tuple[np.ndarray, ...], ...] | None = None
+    entropies: tuple[tuple[np.ndarray, ...], ...] | None = None
+    rewards: tuple[tuple[float, ...], ...] | None = None
+    decoding: Decoding | None = None
+    source: Source = "probe"
+    fingerprint: str = ""
+
+    def __post_init__(self) -> None:
+        if len(self.texts) != len(self.probes):
+            raise ValueError(f"{len(self.probes)} probes but {len(self.texts)} rows of completions")
+        for name in ("token_ids", "finished", "logprobs", "entropies", "rewards"):
+            rows = getattr(self, name)
+            if rows is not None and [len(row) for row in rows] != [len(row) for row in self.texts]:
+                raise ValueError(f"{name} does not have the shape of texts (P prompts x K completions)")
+
+    @property
+    def k(self) -> int:
+        """The smallest number of completions any prompt has."""
+        return min((len(row) for row in self.texts), default=0)
+
+    @property
+    def domains(self) -> tuple[str, ...]:
+        """Domains in the order they first appear."""
+        return tuple(dict.fromkeys(probe.domain for probe in self.probes))
+
+    def rows(self, domain: str) -> np.ndarray:
+        """Indices of the prompts of `domain` (every prompt for ``OVERALL``)."""
+        return np.array([i for i, p in enumerate(self.probes) if domain in (OVERALL, p.domain)], dtype=np.intp)
+
+    @property
+    def signature(self) -> str:
+        """K, decoding, source and probe fingerprint: what two batches must share to be compared."""
+        sizes = sorted({len(row) for row in self.texts})
+        k = str(sizes[0]) if len(sizes) == 1 else f"{sizes[0]}-{sizes[-1]}" if sizes else "0"
+        drawn = self.decoding.signature if self.decoding else "decoding:unknown"
+        return f"k:{k}|{drawn}|{self.source}|probes:{self.fingerprint}"
+
+
+@dataclass(frozen=True, slots=True)
+class Measurement:
+    """One number of one metric in one domain at one step, with what is needed to trust and compare it.
+
+    Attributes:
+        step: The trainer's global step.
+        domain: A probe domain, or "all".
+        metric: Name in the metrics table.
+        value: The number; NaN when it could not be measured, and then `reason` says why.
+        low: Lower end of the 95 % bootstrap interval over prompts (NaN when there is none).
+        high: Upper end.
+        n: Prompts that contributed.
+        signature: How it was measured; two values of different signatures are never compared.
+        values: One value a prompt (NaN where missing) for per-prompt metrics; empty for pooled ones.
+        reason: Why it is missing.
+        details: The vector behind the number (shares by format, solved shares by level, ...).
+    """
+
+    step: int
+    domain: str
+    metric: str
+    value: float
+    low: float = math.nan
+    high: float = math.nan
+    n: int = 0
+    signature: str = ""
+    values: tuple[float, ...] = ()
+    reason: str | None = None
+    details: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def key(self) -> str:
+        """``domain/metric``: the name of the series this value belongs to."""
+        return f"{self.domain}/{self.metric}"
+
+
+@dataclass(frozen=True, slots=True)
+class AlarmEvent:
+    """A change of an alarm's state.
+
+    Attributes:
+        step: When.
+        alarm: The rule's name.
+        domain: The cell of the rule.
+        metric: What it watches.
+        state: "pending", "firing", "resolved" (back to inactive) or "inactive" (a pending one that cleared).
+        severity: Of the rule.
+        value: The value that caused the change.
+        baseline: What it was compared with (NaN for absolute rules).
+        evidence: "screen" (unconfirmed) or "confirm".
+        actions: What the rule asks for, in order; empty unless the state is "firing".
+        message: One sentence for people.
+    """
+
+    step: int
+    alarm: str
+    domain: str
+    metric: str
+    state: str
+    severity: Severity
+    value: float
+    baseline: float = math.nan
+    evidence: str = "screen"
+    actions: tuple[str, ...] = ()
+    message: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Action:
+    """Something the trainer's side should do: "warn", "save" or "stop". Only the callback applies it."""
+
+    kind: str
+    alarm: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Observation:
+    """What one evaluation produced, as the sinks receive it.
+
+    Attributes:
+        step: The trainer's global step.
+        measurements: Every metric, domain by domain.
+        events: State changes of this evaluation.
+        actions: What the events ask for, without repeats, in order.
+        states: Current state of every alarm cell, keyed ``name/domain``.
+        health: Counters and timings of divmon itself, logged under ``divmon/health/``.
+        batch: The completions measured.
+        baseline: The completions they are compared with.
+    """
+
+    step: int
+    measurements: tuple[Measurement, ...]
+    events: tuple[AlarmEvent, ...] = ()
+    actions: tuple[Action, ...] = ()
+    states: Mapping[str, State] = field(default_factory=dict)
+    health: Mapping[str, float] = field(default_factory=dict)
+    batch: SampleBatch | None = None
+    baseline: SampleBatch | None = None
+
+    def get(self, metric: str, domain: str | None = None) -> Measurement | None:
+        """The measurement of `metric` in `domain` (in the first domain that has it, without one)."""
+        for m in self.measurements:
+            if m.metric == metric and domain in (None, m.domain):
+                return m
+        return None
+
+
+def to_json(value: Any) -> Any:
+    """Turn a record into plain JSON types. NaN becomes null, infinities become strings; arrays become lists."""
+    if hasattr(value, "__dataclass_fields__"):
+        return {f.name: to_json(getattr(value, f.name)) for f in fields(value)}
+    if isinstance(value, Mapping):
+        return {str(k): to_json(v) for k, v in value.items()}
+    if isinstance(value, np.ndarray):
+        return to_json(value.tolist())
+    if isinstance(value, (list, tuple)):
+        return [to_json(v) for v in value]
+    if isinstance(value, (bool, np.bool_)):
+        return bool(value)
+    if isinstance(value, (int, np.integer)):
+        return int(value)
+    if isinstance(value, (float, np.floating)):
+        number = float(value)
+        return number if math.isfinite(number) else None if math.isnan(number) else repr(number)
+    return value if value is None or isinstance(value, str) else str(value)
+
+
+def _number(value: Any) -> float:
+    return math.nan if value is None else float(value)
+
+
+def measurement_from_json(row: Mapping[str, Any]) -> Measurement:
+    """The inverse of `to_json` for a `Measurement`."""
+    record = Measurement(**{k: v for k, v in row.items() if k in Measurement.__dataclass_fields__})
+    return replace(
+        record,
+        value=_number(record.value),
+        low=_number(record.low),
+        high=_number(record.high),
+        values=tuple(_number(v) for v in record.values),
+    )
+
+
+def event_from_json(row: Mapping[str, Any]) -> AlarmEvent:
+    """The inverse of `to_json` for an `AlarmEvent`."""
+    record = AlarmEvent(**{k: v for k, v in row.items() if k in AlarmEvent.__dataclass_fields__})
+    return replace(
+        record,
+        value=_number(record.value),
+        baseline=_number(record.baseline),
+        actions=tuple(record.actions),
+    )
+
+
+def as_messages(value: Any) -> tuple[Message, ...]:
+    """Chat messages as a tuple of plain dicts."""
+    items: Sequence[Any] = value
+    return tuple({str(k): v for k, v in dict(m).items()} for m in items)

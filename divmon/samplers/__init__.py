@@ -1,0 +1,1 @@
+"""Samplers: where completions come from. Nothing heavy is imported here."""

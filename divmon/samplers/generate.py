@@ -1,0 +1,231 @@
+"""Fresh completions from the live policy, through the model's own `generate`."""
+
+from __future__ import annotations
+
+import gc
+import itertools
+import logging
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate.utils.memory import should_reduce_batch_size
+from tqdm.auto import tqdm
+from transformers import GenerationConfig, LogitsProcessorList
+
+from divmon.compat import policy_of, stop_tokens, tokenizer_of
+from divmon.errors import ConfigError, SamplingError
+from divmon.probes import ProbeSet
+from divmon.records import Decoding, Probe, SampleBatch
+from divmon.samplers.guard import undisturbed
+from divmon.samplers.keyed import KeyedSampling, row_key
+
+log = logging.getLogger("divmon")
+LARGEST_BATCH = 256  # rows tried first; memory decides
+
+
+@dataclass(frozen=True)
+class _Row:
+    """One completion to draw: prompt i, completion j."""
+
+    i: int
+    j: int
+    prompt: tuple[int, ...]
+    key: int
+
+
+@dataclass(frozen=True)
+class _Drawn:
+    tokens: tuple[int, ...]
+    finished: bool
+    logprobs: np.ndarray
+    entropies: np.ndarray
+
+
+@dataclass
+class GenerateSampler:
+    """K completions a probe from a live model, which is left as found (see `undisturbed`).
+
+    Sampling is exact, at the given temperature and top-p and nothing else: whatever the model's generation config
+    says of top-k, penalties or forced tokens does not apply. Noise is keyed (see `divmon.samplers.keyed`), so the same
+    weights give the same completions.
+
+    Attributes:
+        model: The policy, wrapped or not.
+        tokenizer: Its tokenizer or processor. A missing pad token is fine.
+        k: Completions a probe.
+        decoding: Temperature, top-p, length cap, noise key.
+        chat_options: Passed to `apply_chat_template`.
+        batch_size: Rows in one `generate`; found by trying when None. An out-of-memory error halves it and goes on.
+        progress: Show a progress bar on a terminal.
+    """
+
+    model: Any
+    tokenizer: Any
+    k: int
+    decoding: Decoding = field(default_factory=Decoding)
+    chat_options: Mapping[str, Any] = field(default_factory=dict)
+    batch_size: int | None = None
+    progress: bool = False
+
+    def __post_init__(self) -> None:
+        policy_of(self.model)
+        self.tokenizer = tokenizer_of(self.tokenizer)
+        self._rows = self.batch_size or LARGEST_BATCH
+
+    def check(self, probes: ProbeSet) -> None:
+        """Fail now, with the reason, where sampling `probes` could only fail later.
+
+        Raises:
+            ConfigError: Chat messages without a chat template.
+        """
+        chat = next((p for p in probes if not isinstance(p.prompt, str) and p.token_ids is None), None)
+        if chat and not (getattr(self.tokenizer, "chat_template", None) or self.chat_options.get("chat_template")):
+            raise ConfigError(
+                f"Probe {chat.id!r} holds chat messages, but the tokenizer has no chat template. Set "
+                "tokenizer.chat_template, or pass the prompts as plain texts."
+            )
+
+    def __call__(self, probes: ProbeSet, *, step: int) -> SampleBatch:
+        """Draw P x K completions of the model as it is now.
+
+        Raises:
+            SamplingError: Not even one row fits into memory.
+        """
+        policy = policy_of(self.model)
+        with undisturbed(self.model, self.tokenizer):
+            prompts = [self._encode(probe, policy) for probe in probes]
+            rows = [
+                _Row(i, j, prompts[i], row_key(self.decoding.key, probe.id, j))
+                for i, probe in enumerate(probes)
+                for j in range(self.k)
+            ]
+            rows.sort(key=lambda row: len(row.prompt))  # equal lengths together: less padding
+            drawn = self._draw(policy, rows)
+        grid = [[drawn[i, j] for j in range(self.k)] for i in range(len(probes))]
+
+        def column(name: str) -> Any:
+            return tuple(tuple(getattr(cell, name) for cell in line) for line in grid)
+
+        return SampleBatch(
+            step=step,
+            probes=tuple(probes),
+            texts=tuple(tuple(self._decode(cell.tokens) for cell in line) for line in grid),
+            token_ids=column("tokens"),
+            finished=column("finished"),
+            logprobs=column("logprobs"),
+            entropies=column("entropies"),
+            decoding=self.decoding,
+            fingerprint=probes.fingerprint,
+        )
+
+    def _encode(self, probe: Probe, policy: Any) -> tuple[int, ...]:
+        """Prompt tokens, as the trainer makes them; the end is kept where the model's window is too short."""
+        if probe.token_ids is not None:
+            ids = list(probe.token_ids)
+        elif isinstance(probe.prompt, str):
+            ids = self.tokenizer(probe.prompt)["input_ids"]
+            stops = stop_tokens(policy, self.tokenizer)
+            while len(ids) > 1 and ids[-1] in stops:  # some tokenizers close every text
+                ids = ids[:-1]
+        else:
+            messages = [dict(message) for message in probe.prompt]
+            options = {"add_generation_prompt": True, "tokenize": True, "return_dict": True, **self.chat_options}
+            ids = self.tokenizer.apply_chat_template(messages, **options)["input_ids"]
+        window = getattr(policy.config, "max_position_embeddings", None) or math.inf
+        room = int(min(len(ids), max(1, window - self.decoding.max_new_tokens)))
+        if not ids:
+            ids = [self._pad_id(policy)]
+        return tuple(int(i) for i in ids[-room:]) if room else tuple(ids)
+
+    def _draw(self, policy: Any, rows: Sequence[_Row]) -> dict[tuple[int, int], _Drawn]:
+        drawn: dict[tuple[int, int], _Drawn] = {}
+        bar = tqdm(total=len(rows), desc="divmon probing", leave=False, disable=None if self.progress else True)
+        with bar:
+            while len(drawn) < len(rows):
+                batch = list(itertools.islice(rows, len(drawn), len(drawn) + self._rows))
+                try:
+                    cells = self._generate(policy, batch)
+                except Exception as error:
+                    self._shrink(error, len(batch))
+                    continue
+                drawn.update(((row.i, row.j), cell) for row, cell in zip(batch, cells, strict=True))
+                bar.update(len(batch))
+        return drawn
+
+    def _shrink(self, error: Exception, tried: int) -> None:
+        if not should_reduce_batch_size(error):
+            raise error
+        if tried <= 1:
+            raise SamplingError(
+                "Out of memory while sampling one completion. Lower max_new_tokens, or shorten the probes."
+            ) from error
+        self._rows = max(1, tried // 2)
+        gc.collect()
+        if torch.accelerator.is_available():
+            torch.accelerator.empty_cache()
+        log.info("divmon: out of memory with %d rows; sampling goes on with %d", tried, self._rows)
+
+    def _generate(self, policy: Any, rows: Sequence[_Row]) -> list[_Drawn]:
+        device = policy.device
+        length = max(len(row.prompt) for row in rows)
+        pad = self._pad_id(policy)
+        ids = torch.tensor([[pad] * (length - len(r.prompt)) + list(r.prompt) for r in rows], device=device)
+        mask = torch.tensor([[0] * (length - len(r.prompt)) + [1] * len(r.prompt) for r in rows], device=device)
+        keyed = KeyedSampling(
+            torch.tensor([row.key for row in rows], device=device),
+            prompt_length=length,
+            temperature=self.decoding.temperature,
+            top_p=self.decoding.top_p,
+        )
+        # The guard puts the model's own config back: fields left None here would inherit from it (top-k, penalties).
+        policy.generation_config = self._config(policy, pad)
+        out = policy.generate(
+            input_ids=ids,
+            attention_mask=mask,
+            generation_config=policy.generation_config,
+            logits_processor=LogitsProcessorList([keyed]),
+        )
+        tokens = out[:, length:].tolist()
+        logprobs, entropies = (torch.stack(c, dim=1).cpu().numpy() for c in (keyed.logprobs, keyed.entropies))
+        stops = set(stop_tokens_of(policy))
+        return [self._cut(t, lp, h, stops) for t, lp, h in zip(tokens, logprobs, entropies, strict=True)]
+
+    def _config(self, policy: Any, pad: int) -> GenerationConfig:
+        return GenerationConfig(
+            max_new_tokens=self.decoding.max_new_tokens,
+            do_sample=False,  # KeyedSampling draws; no warper is built
+            num_beams=1,
+            num_return_sequences=1,
+            use_cache=True,
+            repetition_penalty=1.0,
+            no_repeat_ngram_size=0,
+            min_length=0,
+            pad_token_id=pad,
+            bos_token_id=self.tokenizer.bos_token_id,
+            eos_token_id=stop_tokens(policy, self.tokenizer) or None,
+        )
+
+    @staticmethod
+    def _cut(tokens: list[int], logprobs: np.ndarray, entropies: np.ndarray, stops: set[int]) -> _Drawn:
+        end = next((t for t, token in enumerate(tokens) if token in stops), None)
+        length = len(tokens) if end is None else end + 1
+        return _Drawn(tuple(tokens[:length]), end is not None, logprobs[:length].copy(), entropies[:length].copy())
+
+    def _pad_id(self, policy: Any) -> int:
+        stops = stop_tokens(policy, self.tokenizer)
+        candidates = (self.tokenizer.pad_token_id, *stops, 0)
+        return int(next(c for c in candidates if c is not None))
+
+    def _decode(self, tokens: Sequence[int]) -> str:
+        text = self.tokenizer.decode(list(tokens), skip_special_tokens=True)
+        return str(text)
+
+
+def stop_tokens_of(policy: Any) -> list[int]:
+    """The end-of-sequence ids of the generation config in force."""
+    ids = policy.generation_config.eos_token_id
+    return [] if ids is None else list(ids) if isinstance(ids, (list, tuple)) else [ids]

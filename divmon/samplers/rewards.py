@@ -1,0 +1,61 @@
+"""The trainer's own reward functions as a judge of probe completions."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from divmon.compat import reward_functions
+from divmon.records import Probe, SampleBatch
+from divmon.samplers.guard import undisturbed
+
+
+@dataclass
+class TrainerRewards:
+    """Calls a GRPO or RLOO trainer's reward functions on probes, as the trainer would, and leaves training as found.
+
+    Only probes taken from the trainer's own rows carry the columns that reward functions ask for.
+
+    Attributes:
+        trainer: The trainer.
+
+    Raises:
+        ConfigError: A reward is a model or asynchronous.
+    """
+
+    trainer: Any
+
+    def __post_init__(self) -> None:
+        reward_functions(self.trainer)
+
+    def __call__(self, batch: SampleBatch) -> SampleBatch:
+        """`batch` with weighted sums of rewards; NaN where every function abstains."""
+        rows = [(probe, text, i, j) for i, probe in enumerate(batch.probes) for j, text in enumerate(batch.texts[i])]
+        arguments = self._arguments(batch, rows)
+        totals = [math.nan] * len(rows)
+        with undisturbed(self.trainer.model):
+            for function, weight in reward_functions(self.trainer):
+                for n, reward in enumerate(function(**arguments)):
+                    if reward is not None:
+                        totals[n] = (0.0 if math.isnan(totals[n]) else totals[n]) + weight * float(reward)
+        flat = iter(totals)
+        return replace(batch, rewards=tuple(tuple(next(flat) for _ in row) for row in batch.texts))
+
+    def _arguments(self, batch: SampleBatch, rows: Sequence[tuple[Probe, str, int, int]]) -> dict[str, Any]:
+        chat = [not isinstance(probe.prompt, str) for probe, *_ in rows]
+        names = {name for probe in batch.probes for name in probe.columns}
+        ids = batch.token_ids
+        return {
+            "prompts": [p.prompt if isinstance(p.prompt, str) else [dict(m) for m in p.prompt] for p, *_ in rows],
+            "completions": [
+                [{"role": "assistant", "content": text}] if is_chat else text
+                for is_chat, (_, text, *_) in zip(chat, rows, strict=True)
+            ],
+            "completion_ids": [list(ids[i][j]) if ids else [] for *_, i, j in rows],
+            "trainer_state": self.trainer.state,
+            "log_extra": lambda *_, **__: None,
+            "log_metric": lambda *_, **__: None,
+            **{name: [probe.columns.get(name) for probe, *_ in rows] for name in names},
+        }

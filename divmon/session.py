@@ -1,0 +1,198 @@
+"""One run being watched: probes, sampler, monitor and sinks, made from a trainer that is about to train."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from divmon import compat
+from divmon.alarms import dump_rules
+from divmon.config import EVALUATIONS, LENGTH_CAP, OWN_DOMAIN, OWN_PROBES, Plan, check_domains
+from divmon.errors import ConfigError, ProbeError
+from divmon.health import Health
+from divmon.history import History
+from divmon.monitor import Monitor
+from divmon.probes import ProbeSet
+from divmon.records import Action, Observation, SampleBatch
+from divmon.samplers.base import Sampler
+from divmon.samplers.generate import GenerateSampler
+from divmon.samplers.rewards import TrainerRewards
+from divmon.sinks import Sink, as_sink
+
+log = logging.getLogger("divmon")
+
+
+@dataclass
+class Session:
+    """Everything needed to evaluate the policy at a step.
+
+    Attributes:
+        probes: The prompts.
+        sampler: Draws completions for them.
+        monitor: Measures and watches.
+        sinks: Receive observations.
+        health: Counts failures, sums up time.
+        every: Steps between evaluations.
+        rewards: Adds rewards to a batch; None when the user did not ask for them.
+        last_step: The newest step evaluated, here or before a resume.
+    """
+
+    probes: ProbeSet
+    sampler: Sampler
+    monitor: Monitor
+    sinks: Sequence[Sink]
+    health: Health
+    every: int
+    rewards: Callable[[SampleBatch], SampleBatch] | None = None
+    last_step: int = -1
+    started: float = field(default_factory=time.perf_counter)
+
+    def due(self, step: int) -> bool:
+        """Whether `step` is an evaluation step that has not been evaluated."""
+        return step > self.last_step and step % self.every == 0
+
+    def evaluate(self, step: int) -> tuple[Action, ...]:
+        """Sample, measure, record and show. Whatever fails is skipped; what was asked of the trainer is returned."""
+        self.last_step = step
+        observation = None
+        with self.health.timed():
+            batch, seconds = self._sample(step)
+            timings = {"sample_seconds": seconds}
+            with self.health.shield("monitor"):
+                observe = self.monitor.observe if batch else self.monitor.missed
+                observation = observe(batch if batch else step, health=timings)  # type: ignore[arg-type]
+        if observation is None:
+            observation = Observation(step, (), health=timings)
+        self._emit(observation)
+        return observation.actions
+
+    def _sample(self, step: int) -> tuple[SampleBatch | None, float]:
+        start, batch = time.perf_counter(), None
+        with self.health.shield("sampler"):
+            batch = self.sampler(self.probes, step=step)
+        if batch is not None and self.rewards is not None:
+            with self.health.shield("quality", "rewards"):
+                batch = self.rewards(batch)
+        return batch, time.perf_counter() - start
+
+    def _emit(self, observation: Observation) -> None:
+        with self.health.timed():
+            for sink in self.sinks:
+                row = {**observation.health, **self.health.row(), "overhead": self.overhead}
+                with self.health.shield("sink", sink.name):
+                    sink.emit(replace(observation, health=row))
+
+    @property
+    def overhead(self) -> float:
+        """Share of the time since the start that divmon took."""
+        return self.health.seconds / max(1e-9, time.perf_counter() - self.started)
+
+    def close(self) -> None:
+        """Write what is left and close the sinks."""
+        if self.monitor.history is not None:
+            with self.health.shield("disk", "close"):
+                self.monitor.history.flush()
+        for sink in self.sinks:
+            with self.health.shield("sink", sink.name):
+                sink.close()
+
+
+def start(plan: Plan, trainer: Any, *, model: Any, processing_class: Any) -> Session:
+    """Make the session of a trainer that is about to train.
+
+    Raises:
+        ConfigError: The trainer, model or tokenizer cannot be watched like this; the message says what to change.
+    """
+    args, settings = trainer.args, plan.settings
+    if args.world_size > 1:
+        raise ConfigError(
+            f"This run has {args.world_size} processes; this version of divmon watches runs of one process. Remove the "
+            "callback here, or measure saved completions with `divmon measure FILE.jsonl`."
+        )
+    health = Health(strict=settings.strict)
+    tokenizer = compat.tokenizer_of(processing_class)
+    probes = choose_probes(plan, trainer, tokenizer)
+    check_domains(plan.rules, probes)
+    sampler = GenerateSampler(
+        model,
+        tokenizer,
+        settings.k,
+        settings.decoding(compat.completion_cap(trainer, LENGTH_CAP)),
+        compat.chat_options(trainer),
+        settings.batch_size,
+        progress=True,
+    )
+    sampler.check(probes)
+    rewards = TrainerRewards(trainer) if settings.quality == "rewards" else None
+    if rewards is not None and not compat.reward_functions(trainer):
+        raise ConfigError("quality='rewards', but this trainer has no reward functions. Pass quality=your_function.")
+    monitor = Monitor(plan.metrics, rules=plan.rules, lenses=plan.lenses, health=health)
+    sinks = plan.sinks if plan.sinks is not None else default_sinks(args)
+    every = settings.every or max(1, -(-int(trainer.state.max_steps) // EVALUATIONS))
+    session = Session(probes, sampler, monitor, sinks, health, every, rewards)
+    _open_history(session, Path(settings.run_dir or Path(args.output_dir) / "divmon"), plan, trainer.state.global_step)
+    _announce(session, plan, args)
+    return session
+
+
+def choose_probes(plan: Plan, trainer: Any, tokenizer: Any) -> ProbeSet:
+    """The user's probes, else the trainer's own prompts, else the creative pack."""
+    rows = getattr(trainer, "train_dataset", None)
+    probes = plan.probes
+    if probes is None:
+        try:
+            if rows is None:
+                raise ProbeError("The trainer has no training data.")
+            return ProbeSet.from_rows(rows, domain=OWN_DOMAIN, limit=OWN_PROBES, decode=tokenizer.decode)
+        except ProbeError as error:
+            log.warning(
+                "divmon: no prompts found in the training data (%s) The creative pack is probed instead.", error
+            )
+            probes = ProbeSet.of("creative", limit=OWN_PROBES)
+    chat = plan.settings.chat
+    return probes.as_chat() if (chat if chat is not None else compat.is_conversational(rows)) else probes
+
+
+def default_sinks(args: Any) -> tuple[Sink, ...]:
+    """The console, and W&B where the trainer reports to it or a run is open."""
+    reports = args.report_to if isinstance(args.report_to, (list, tuple)) else [args.report_to]
+    wandb = sys.modules.get("wandb")
+    on = "wandb" in reports or getattr(wandb, "run", None) is not None
+    return (as_sink("console"), as_sink("wandb")) if on else (as_sink("console"),)
+
+
+def _open_history(session: Session, path: Path, plan: Plan, step: int) -> None:
+    """Continue the history on disk where the trainer resumes the run it belongs to; else start one."""
+    with session.health.shield("disk", str(path)):
+        if step > 0 and (path / "run.json").exists():
+            history = History.read(path)
+            if history.info.get("fingerprint") == session.probes.fingerprint:
+                session.monitor.resume(history)
+                session.last_step = history.last_step
+                return
+        info = {"fingerprint": session.probes.fingerprint, "rules": dump_rules(plan.rules), "k": plan.settings.k}
+        session.monitor.history = History.create(path, probes=session.probes.probes, info=info)
+
+
+def _announce(session: Session, plan: Plan, args: Any) -> None:
+    domains = ", ".join(session.probes.domains)
+    lines = [
+        f"divmon watches {len(session.probes)} prompts x {plan.settings.k} completions every {session.every} steps "
+        f"({domains}); history in {session.monitor.history.path if session.monitor.history else 'memory only'}"
+    ]
+    if plan.sinks is None and not any(sink.name == "wandb" for sink in session.sinks):
+        lines.append("       for curves beside your loss, set report_to='wandb' in the trainer's arguments")
+    if plan.settings.quality is None and not any(probe.gold for probe in session.probes):
+        lines.append(
+            "       nothing judges completions: quality=f(probe, completion) would add pass@1, coverage, quality by "
+            "format and the tail by difficulty"
+        )
+    print("\n".join(lines), flush=True)
+
+
+__all__ = ["Session", "choose_probes", "default_sinks", "start"]

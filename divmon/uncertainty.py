@@ -1,0 +1,55 @@
+"""Bootstrap intervals over prompts. Prompts are the unit: completions of one prompt are not independent draws."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable
+
+import numpy as np
+
+LEVEL = 0.95
+RESAMPLES = 1000
+MIN_PROMPTS = 5  # below this an interval over prompts says nothing
+_CHUNK = 4_000_000  # floats held at once while resampling pooled statistics
+
+
+@functools.lru_cache(maxsize=32)
+def _indices(p: int) -> np.ndarray:
+    """int[RESAMPLES, p], the same for every call: intervals must not flicker between equal evaluations."""
+    return np.random.default_rng(20_26).integers(0, p, size=(RESAMPLES, p))
+
+
+def _percentiles(draws: np.ndarray) -> tuple[float, float]:
+    draws = draws[np.isfinite(draws)]
+    if draws.size < RESAMPLES // 2:
+        return math.nan, math.nan
+    low, high = np.quantile(draws, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return float(low), float(high)
+
+
+def mean_interval(values: np.ndarray) -> tuple[float, float]:
+    """95 % percentile bootstrap interval of the mean of `values` (float[P], NaN skipped).
+
+    Returns:
+        (low, high), NaN for fewer than five prompts.
+
+    >>> mean_interval(np.full(8, 0.5))
+    (0.5, 0.5)
+    """
+    kept = values[~np.isnan(values)]
+    if kept.size < MIN_PROMPTS:
+        return math.nan, math.nan
+    return _percentiles(kept[_indices(kept.size)].mean(axis=1))
+
+
+def pooled_interval(parts: np.ndarray, combine: Callable[[np.ndarray], np.ndarray]) -> tuple[float, float]:
+    """95 % percentile bootstrap interval of a pooled statistic (`parts` float[P, D], see `metrics.base.Pooled`)."""
+    p = len(parts)
+    if p < MIN_PROMPTS:
+        return math.nan, math.nan
+    rows = max(1, _CHUNK // max(1, parts.size))
+    index = _indices(p)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        draws = [np.asarray(combine(parts[index[i : i + rows]])) for i in range(0, RESAMPLES, rows)]
+    return _percentiles(np.concatenate(draws))
