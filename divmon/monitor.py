@@ -137,10 +137,12 @@ class Monitor:
         lenses = self.lenses
         quality = None
         with self.health.shield("quality"):
-            if lenses.judge != "rewards" or batch.rewards is not None:  # failed rewards are not replaced by gold answers
-                quality, failures = judge(batch, lenses.quality)
-                if failures:
-                    self.health.failed("quality", lenses.judge, f"raised on {failures} completions, now without quality")
+            if (
+                lenses.judge != "rewards" or batch.rewards is not None
+            ):  # gold answers do not stand in for failed rewards
+                quality, errors = judge(batch, lenses.quality)
+                if errors:
+                    self.health.failed("quality", lenses.judge, errors[0])
         context = MetricContext(
             batch,
             quality=quality,
@@ -199,8 +201,8 @@ def summarise(result: Result, rows: np.ndarray) -> Measurement:
     reason = None if known.size else reasons[0] if reasons else "no prompts in this domain"
     low, high = mean_interval(values)
     mean = float(known.mean()) if known.size else math.nan
-    counts = {"n": int(known.size), "values": tuple(map(float, values)), "reason": reason, "details": result.details}
-    return Measurement(0, "", "", mean, low, high, **counts)
+    measured = Measurement(0, "", "", mean, low, high, int(known.size), reason=reason, details=result.details)
+    return replace(measured, values=tuple(map(float, values)))
 
 
 def replay(history: History, rules: Iterable[Rule]) -> list[AlarmEvent]:

@@ -22,7 +22,7 @@ from divmon.records import Action, Observation, SampleBatch
 from divmon.samplers.base import Sampler
 from divmon.samplers.generate import GenerateSampler
 from divmon.samplers.rewards import TrainerRewards
-from divmon.sinks import Sink, as_sink
+from divmon.sinks import ConsoleSink, Sink, WandbSink
 
 log = logging.getLogger("divmon")
 
@@ -59,26 +59,27 @@ class Session:
     def evaluate(self, step: int) -> tuple[Action, ...]:
         """Sample, measure, record and show. Whatever fails is skipped; what was asked of the trainer is returned."""
         self.last_step = step
-        observation = None
+        observation = Observation(step, ())
         with self.health.timed():
-            batch, seconds = self._sample(step)
-            timings = {"sample_seconds": seconds}
+            start = time.perf_counter()
+            batch = self._sample(step)
+            timings = {"sample_seconds": time.perf_counter() - start}
             with self.health.shield("monitor"):
-                observe = self.monitor.observe if batch else self.monitor.missed
-                observation = observe(batch if batch else step, health=timings)  # type: ignore[arg-type]
-        if observation is None:
-            observation = Observation(step, (), health=timings)
+                if batch is None:
+                    observation = self.monitor.missed(step, health=timings)
+                else:
+                    observation = self.monitor.observe(batch, health=timings)
         self._emit(observation)
         return observation.actions
 
-    def _sample(self, step: int) -> tuple[SampleBatch | None, float]:
-        start, batch = time.perf_counter(), None
+    def _sample(self, step: int) -> SampleBatch | None:
+        batches: list[SampleBatch] = []
         with self.health.shield("sampler"):
-            batch = self.sampler(self.probes, step=step)
-        if batch is not None and self.rewards is not None:
+            batches.append(self.sampler(self.probes, step=step))
+        if batches and self.rewards is not None:
             with self.health.shield("quality", "rewards"):
-                batch = self.rewards(batch)
-        return batch, time.perf_counter() - start
+                batches.append(self.rewards(batches[0]))
+        return batches[-1] if batches else None
 
     def _emit(self, observation: Observation) -> None:
         with self.health.timed():
@@ -132,7 +133,7 @@ def start(plan: Plan, trainer: Any, *, model: Any, processing_class: Any) -> Ses
     if rewards is not None and not compat.reward_functions(trainer):
         raise ConfigError("quality='rewards', but this trainer has no reward functions. Pass quality=your_function.")
     monitor = Monitor(plan.metrics, rules=plan.rules, lenses=plan.lenses, health=health)
-    sinks = plan.sinks if plan.sinks is not None else default_sinks(args)
+    sinks = plan.sinks if plan.sinks is not None else default_sinks(args, plan)
     every = settings.every or max(1, -(-int(trainer.state.max_steps) // EVALUATIONS))
     session = Session(probes, sampler, monitor, sinks, health, every, rewards)
     _open_history(session, Path(settings.run_dir or Path(args.output_dir) / "divmon"), plan, trainer.state.global_step)
@@ -158,12 +159,13 @@ def choose_probes(plan: Plan, trainer: Any, tokenizer: Any) -> ProbeSet:
     return probes.as_chat() if (chat if chat is not None else compat.is_conversational(rows)) else probes
 
 
-def default_sinks(args: Any) -> tuple[Sink, ...]:
+def default_sinks(args: Any, plan: Plan) -> tuple[Sink, ...]:
     """The console, and W&B where the trainer reports to it or a run is open."""
     reports = args.report_to if isinstance(args.report_to, (list, tuple)) else [args.report_to]
     wandb = sys.modules.get("wandb")
     on = "wandb" in reports or getattr(wandb, "run", None) is not None
-    return (as_sink("console"), as_sink("wandb")) if on else (as_sink("console"),)
+    console = ConsoleSink()
+    return (console, WandbSink(classifier=plan.lenses.classifier)) if on else (console,)
 
 
 def _open_history(session: Session, path: Path, plan: Plan, step: int) -> None:

@@ -1,6 +1,6 @@
-"""Make the tiny model of `divmon demo`: a Llama that answers single-digit sums in four formats, not always rightly.
+"""Make the tiny model of `divmon demo`: a Llama that answers one-digit sums in four formats, often rightly.
 
-It is trained from scratch, on the CPU, in a few minutes, and the same seed makes the same model:
+It is trained from scratch on one CPU core, in about four minutes:
 
     python examples/make_demo_model.py --out divmon/demo/model
 """
@@ -9,6 +9,7 @@ import argparse
 import random
 import time
 from collections import Counter
+from pathlib import Path
 
 import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
@@ -17,9 +18,9 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from divmon.demo import sums
 
 SHARES = {"program": 0.40, "prose": 0.30, "latex": 0.20, "bullets": 0.10}
-# How often each format is wrong on a sum of middling difficulty. The differences are what reinforcement learning
-# later finds: the format that is most often right takes over, though all of them could be right.
-ERRORS = {"program": 0.05, "prose": 0.35, "latex": 0.15, "bullets": 0.05}
+# How often each format is wrong on a sum of middling difficulty. The differences are what reinforcement
+# learning later finds: the format that is most often right takes over, though all of them could be right.
+ERRORS = {"program": 0.06, "prose": 0.50, "latex": 0.35, "bullets": 0.20}
 PAD, BOS, EOS, UNKNOWN = "<pad>", "<s>", "</s>", "<unk>"
 
 
@@ -61,7 +62,7 @@ def make_model(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
 
 
 def document(rng: random.Random) -> tuple[str, str]:
-    """Draw a sum and an answer to it, in a format drawn from SHARES; harder sums are more often answered wrongly."""
+    """Draw a sum and an answer to it, its format by SHARES; harder sums are more often answered wrongly."""
     task = rng.choice(sums.prompts())
     (name,) = rng.choices(list(SHARES), weights=list(SHARES.values()))
     answer = task.answer
@@ -72,7 +73,7 @@ def document(rng: random.Random) -> tuple[str, str]:
 
 def batch(tokenizer: PreTrainedTokenizerFast, documents: list[tuple[str, str]]) -> dict[str, torch.Tensor]:
     """Encode documents, padded on the right; only the answers and their ends are learned."""
-    rows = [tokenizer.encode(prompt + answer) + [tokenizer.eos_token_id] for prompt, answer in documents]
+    rows = [[*tokenizer.encode(prompt + answer), tokenizer.eos_token_id] for prompt, answer in documents]
     width = max(map(len, rows))
     ids = torch.full((len(rows), width), tokenizer.pad_token_id)
     labels = torch.full((len(rows), width), -100)
@@ -101,16 +102,16 @@ def train(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, *, steps:
 
 
 @torch.no_grad()
-def sample(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, *, per_prompt: int) -> list[tuple[str, bool]]:
-    """Sample answers to every sum at temperature 1; return the format of each and whether it is right."""
+def sample(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, *, n: int) -> list[tuple[str, bool]]:
+    """Sample n answers to every sum at temperature 1; return the format of each and whether it is right."""
     model.eval()
     tasks = sums.prompts()
     inputs = tokenizer([s.prompt for s in tasks], return_tensors="pt", return_token_type_ids=False)
     output = model.generate(
-        **inputs, do_sample=True, temperature=1.0, top_k=0, max_new_tokens=32, num_return_sequences=per_prompt
+        **inputs, do_sample=True, temperature=1.0, top_k=0, max_new_tokens=32, num_return_sequences=n
     )
     texts = tokenizer.batch_decode(output[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
-    golds = [s.answer for s in tasks for _ in range(per_prompt)]
+    golds = [s.answer for s in tasks for _ in range(n)]
     return [(sums.label(text), sums.is_correct(text, gold)) for text, gold in zip(texts, golds, strict=True)]
 
 
@@ -124,21 +125,31 @@ def report(drawn: list[tuple[str, bool]]) -> None:
     print(f"{'all':8s}  share 1.000  accuracy {sum(right.values()) / len(drawn):.3f}")
 
 
+def save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
+    """Save both for Transformers 4 and 5 to load: 5 writes a tokenizer class that 4 does not know."""
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    config = folder / "tokenizer_config.json"
+    config.write_text(config.read_text().replace("TokenizersBackend", "PreTrainedTokenizerFast"))
+    for file in folder.iterdir():
+        file.chmod(0o644)  # Transformers saves weights for their owner's eyes only; a package is for all
+
+
 def main() -> None:
     """Train the model, report on it, save it."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", required=True, help="folder to write the model and its tokenizer to")
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, required=True, help="folder for the model and its tokenizer")
     parser.add_argument("--steps", type=int, default=2000, help="training steps of 64 documents")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
+    torch.set_num_threads(1)  # the number of threads decides the rounding, and so the model
     torch.manual_seed(arguments.seed)
     tokenizer = make_tokenizer()
     model = make_model(tokenizer)
     print(f"{model.num_parameters():,} parameters, {len(tokenizer)} tokens")
     train(model, tokenizer, steps=arguments.steps, seed=arguments.seed)
-    report(sample(model, tokenizer, per_prompt=20))
-    model.save_pretrained(arguments.out)
-    tokenizer.save_pretrained(arguments.out)
+    report(sample(model, tokenizer, n=20))
+    save(model, tokenizer, arguments.out)
     print(f"saved to {arguments.out}")
 
 

@@ -1,1 +1,1 @@
-"""The echo chamber in miniature: a toy task, its tiny model, and a GRPO run that loses its diversity in a minute."""
+"""The echo chamber in miniature: a toy task, its tiny model, and a GRPO run that loses its formats."""

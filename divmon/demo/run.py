@@ -1,4 +1,4 @@
-"""``divmon demo``: a real GRPO run collapses into one format; the alarm fires, saves and stops it. And its healthy twin."""
+"""``divmon demo``: a real GRPO run collapses into one format and is stopped in time. And its healthy twin."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ OTHER = "other"
 
 
 class Sum(NamedTuple):
-    """One sum: the text a model is shown, its addends, its gold answer, and how hard it is (1 easiest, 5 hardest)."""
+    """One sum: the text a model is shown, its addends, its gold answer, and its difficulty (5 is hardest)."""
 
     prompt: str
     a: int
@@ -37,22 +37,23 @@ def _format(template: str, looks: str, answer: str) -> _Format:
     return _Format(template, re.compile(looks, re.DOTALL), re.compile(answer, re.DOTALL))
 
 
-# `looks` is lenient inside and strict at both ends: a policy under training garbles its digits long before its
-# layout, and a garbled program is still a program. `answer` is strict, so that garbage earns no reward.
+# `looks` is lenient inside and strict at both ends: a policy under training garbles its digits long before
+# its layout, and a garbled program is still a program. `answer` is strict, so that garbage earns no reward.
+# Neither may backtrack over the text twice: a model's text is hostile.
 _FORMATS: dict[str, _Format] = {
     "program": _format(
         "def add(): return {a}+{b}  # {answer}",
-        looks=r"def \w+\(.*\).*\breturn\b.*",
+        looks=r"def \w+\([^)]*\).*\breturn\b.*",
         answer=r"def \w+\(\): return \d\+\d +# (\d{1,2})",
     ),
     "prose": _format(
         "The sum of {a} and {b} is {answer}.",
-        looks=r"The sum\b[^$\\]*\bis\b[^$\\]*",
+        looks=r"The sum\b(?=.*\bis\b)[^$\\]*",
         answer=r"The sum of \d and \d is (\d{1,2})\.",
     ),
     "latex": _format(
         r"${a}+{b}=\boxed{{{answer}}}$",
-        looks=r"\$.*\\boxed\b.*\$",
+        looks=r"\$(?=.*\\boxed\b).*\$",
         answer=r"\$\d\+\d=\\boxed\{(\d{1,2})\}\$",
     ),
     "bullets": _format(
@@ -77,7 +78,7 @@ def prompts() -> list[Sum]:
 
 
 def difficulty(a: int, b: int) -> int:
-    """Grade a sum from 1 to 5, as a school book would: adding 0 or 1, no carry, making ten, a carry, a large carry.
+    """Grade a sum as a school book would: 1 adds 0 or 1, 2 no carry, 3 makes ten, 4 a carry, 5 a large carry.
 
     Example:
         >>> [difficulty(8, 0), difficulty(3, 4), difficulty(4, 6), difficulty(5, 8), difficulty(9, 7)]
@@ -144,13 +145,13 @@ def correctness(completions: Sequence[str], answer: Sequence[int], **kwargs: Any
 
 
 def set_diversity(group_size: int) -> RewardFunction:
-    """Make the healthy twin's reward: a right answer earns more, the fewer right answers of its group look like it.
+    """Make the healthy twin's reward: a right answer earns more, the fewer of its group are written like it.
 
-    With ``G`` completions in a group and ``f`` right ones in this completion's format (itself included), a right
-    answer earns ``max((G - f) / (G - 1), 0.1)``: 1 when it is alone in its format, 0.1 when all do as it does.
+    With ``G`` completions in a group and ``f`` right ones in this completion's format (itself included), a
+    right answer earns ``max((G - f) / (G - 1), 0.1)``: 1 alone in its format, 0.1 when all G share one.
 
     Args:
-        group_size: ``G``, the number of consecutive completions that answer one prompt (TRL's `num_generations`).
+        group_size: ``G``, how many consecutive completions answer one prompt (TRL's `num_generations`).
 
     Example:
         >>> reward = set_diversity(2)
@@ -160,7 +161,7 @@ def set_diversity(group_size: int) -> RewardFunction:
         [0.1, 0.1]
     """
     if group_size < 2:
-        raise ValueError(f"set_diversity compares completions of one prompt: group_size={group_size} is below 2")
+        raise ValueError(f"set_diversity compares a prompt's completions: group_size={group_size} is below 2")
 
     def diverse_correctness(completions: Sequence[str], answer: Sequence[int], **kwargs: Any) -> list[float]:
         if len(completions) % group_size:

@@ -15,7 +15,7 @@ MODEL_DIR = Path(__file__).parent / "model"
 PROMPTS_PER_STEP = 8
 COMPLETIONS_PER_PROMPT = 8
 MAX_COMPLETION_LENGTH = 32
-LEARNING_RATE = 3e-4
+LEARNING_RATE = 2.5e-4
 
 
 def load_model() -> LlamaForCausalLM:
@@ -42,8 +42,8 @@ def grpo_trainer(
 
     Args:
         output_dir: where the trainer may write; no checkpoint is saved.
-        healthy: False for the ordinary reward, under which one format takes over; True for the twin that is also
-            rewarded for answering one prompt in several formats.
+        healthy: False for the ordinary reward, under which one format takes over; True for the twin, also
+            rewarded for answering one prompt in several formats. Nothing else differs between the two.
         steps: optimiser steps; 40 show the collapse.
         seed: of the order of prompts and of the sampling.
         callbacks: attached to the trainer.
@@ -58,12 +58,12 @@ def grpo_trainer(
         processing_class=load_tokenizer(),
         reward_funcs=reward,
         train_dataset=Dataset.from_list([{"prompt": s.prompt, "answer": s.answer} for s in sums.prompts()]),
-        args=_config(output_dir=output_dir, healthy=healthy, steps=steps, seed=seed, report_to=report_to),
+        args=_config(output_dir=output_dir, steps=steps, seed=seed, report_to=report_to),
         callbacks=list(callbacks),
     )
 
 
-def _config(*, output_dir: str | Path, healthy: bool, steps: int, seed: int, report_to: str) -> GRPOConfig:
+def _config(*, output_dir: str | Path, steps: int, seed: int, report_to: str) -> GRPOConfig:
     return GRPOConfig(
         output_dir=str(output_dir),
         max_steps=steps,
@@ -76,9 +76,9 @@ def _config(*, output_dir: str | Path, healthy: bool, steps: int, seed: int, rep
         learning_rate=LEARNING_RATE,
         lr_scheduler_type="constant",
         beta=0.0,
-        # Dividing by a group's standard deviation would blow up the small differences that the twin's reward is
-        # made of once the formats are balanced, and with them the noise.
-        scale_rewards="none" if healthy else "group",
+        # Dividing by a group's standard deviation magnifies a lone wrong answer among right ones; with steps
+        # a little longer than these, one such group late in a run made the model forget how to write.
+        scale_rewards="none",
         use_cpu=True,
         bf16=False,
         gradient_checkpointing=False,

@@ -36,32 +36,32 @@ def _call(quality: Quality, probe: Probe, text: str) -> float:
     return score
 
 
-def _by_function(batch: SampleBatch, quality: Quality) -> tuple[list[np.ndarray], int]:
-    failures = 0
+def _by_function(batch: SampleBatch, quality: Quality) -> tuple[list[np.ndarray], list[Exception]]:
+    failures = []
     scores = [np.full(len(row), math.nan) for row in batch.texts]
     for probe, texts, row in zip(batch.probes, batch.texts, scores, strict=True):
         for k, text in enumerate(texts):
             try:
                 row[k] = _call(quality, probe, text)
-            except Exception:
-                failures += 1
+            except Exception as error:
+                failures.append(error)
     return scores, failures
 
 
-def judge(batch: SampleBatch, quality: Quality | None = None) -> tuple[list[np.ndarray] | None, int]:
+def judge(batch: SampleBatch, quality: Quality | None = None) -> tuple[list[np.ndarray] | None, list[Exception]]:
     """Quality of each completion: by the user's function, else the batch's rewards, else the probes' gold answers.
 
     What moves it besides quality: which of the three judges; their scales differ.
 
     >>> batch = SampleBatch(0, (Probe("a", "3 + 4?", gold="7"),), (("It is 7.", "It is 8."),))
     >>> judge(batch)
-    ([array([1., 0.])], 0)
+    ([array([1., 0.])], [])
     >>> judge(batch, lambda probe, completion: len(completion) / 10)
-    ([array([0.8, 0.8])], 0)
+    ([array([0.8, 0.8])], [])
 
     Returns:
-        Quality, float[P][K] with NaN where unknown, or None when nothing judges completions; and the number of
-        completions on which the function raised or returned no finite number (they count as unknown).
+        Quality, float[P][K] with NaN where unknown, or None when nothing judges completions; and an error for each
+        completion on which the function raised or returned no finite number (they count as unknown).
 
     Raises:
         ConfigError: When `quality` is not callable.
@@ -75,10 +75,10 @@ def judge(batch: SampleBatch, quality: Quality | None = None) -> tuple[list[np.n
     if batch.rewards is not None:
         rewards = [np.asarray(row, dtype=float) for row in batch.rewards]
         if any(np.isfinite(row).any() for row in rewards):
-            return [np.where(np.isfinite(row), row, math.nan) for row in rewards], 0
+            return [np.where(np.isfinite(row), row, math.nan) for row in rewards], []
     if any(probe.gold is not None for probe in batch.probes):
-        return [_by_gold(probe, texts) for probe, texts in zip(batch.probes, batch.texts, strict=True)], 0
-    return None, 0
+        return [_by_gold(probe, texts) for probe, texts in zip(batch.probes, batch.texts, strict=True)], []
+    return None, []
 
 
 def _by_gold(probe: Probe, texts: tuple[str, ...]) -> np.ndarray:

@@ -33,6 +33,7 @@ ORACLES = Path(__file__).parents[2].parent / "shared" / "oracles"
         ("**Answer:** Paris.", "Paris"),
         ("working 3\nA: 18", "18"),
         ("It takes 3 hours, or $180.", "180"),
+        ("The answer is not 4, so 5", "5"),
         ("no digits at all", None),
         ("", None),
     ],
@@ -60,6 +61,7 @@ def test_extract_answer(text, answer):
         ("-\\dfrac{3}{4}", Fraction(-3, 4)),
         ("\\frac{-3}{4}", Fraction(-3, 4)),
         ("2\\frac{1}{2}", Fraction(5, 2)),
+        ("-\\frac{-3}{4}", Fraction(3, 4)),
         ("$\\frac{1}{2}$", Fraction(1, 2)),
         ("18 \\text{ dollars}", Fraction(18)),
         ("90^\\circ", Fraction(90)),
@@ -201,19 +203,19 @@ def test_the_function_comes_first_then_rewards_then_gold():
     batch = batch_of([["7", "8"], ["7", "8"]], golds=["7", None], rewards=[[0.5, math.nan], [2.0, math.inf]])
     quality, failures = judge(batch, lambda probe, completion: completion == "8")
     assert [row.tolist() for row in quality] == [[0.0, 1.0], [0.0, 1.0]]
-    assert failures == 0
+    assert failures == []
     quality, _ = judge(batch)
     np.testing.assert_array_equal(quality, [[0.5, math.nan], [2.0, math.nan]])
     quality, _ = judge(batch_of([["7", "8"], ["7", "8"]], golds=["7", None], rewards=[[math.nan] * 2] * 2))
     np.testing.assert_array_equal(quality, [[1.0, 0.0], [math.nan, math.nan]])
-    assert judge(batch_of([["7"]])) == (None, 0)
+    assert judge(batch_of([["7"]])) == (None, [])
 
 
 def test_failures_of_the_function_are_counted_and_missing():
     answers = {"a": 1, "b": None, "c": math.nan, "d": math.inf, "e": "word", "f": np.float32(0.5), "g": True}
     quality, failures = judge(batch_of([[*answers, "h"]]), lambda probe, text: answers[text])
     np.testing.assert_array_equal(quality[0], [1, math.nan, math.nan, math.nan, math.nan, 0.5, 1, math.nan])
-    assert failures == 3  # d, e and h
+    assert [type(error) for error in failures] == [ValueError, ValueError, KeyError]  # d, e and h
 
 
 def test_a_function_that_cannot_be_called_fails_at_once():

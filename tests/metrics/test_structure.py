@@ -87,6 +87,9 @@ PRIMARY = [
     ("one_line", "It costs $5 and sells for $10."),
     ("one_line", "I can't believe it is not butter!"),
     ("one_line", "I can't give up."),
+    ("paragraphs", "- only one bullet\n" + LONG),
+    ("paragraphs", "\n".join(["Ann: Hello.", "Bob: Hi.", "Ann: Tea?", *[LONG] * 4])),
+    ("paragraphs", "\n".join([*[LONG] * 3, "I cannot help you, said the clerk."])),
     ("one_line", "Use a < b and c > d, or 1. and 2."),
 ]
 

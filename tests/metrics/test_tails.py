@@ -174,6 +174,8 @@ def test_prompts_are_matched_to_the_baseline_by_id():
     base = context_of(rates(10, 2), difficulty=[1, 2])
     now = context_of(rates(2, 10), difficulty=[2, 1], ids=["p1", "p0"], baseline=base)
     assert [measure(metric, now) for metric in ALL] == pytest.approx([2 / 12, 1, 0, 0])
+    new = context_of(rates(5, 5), difficulty=[1, 2], ids=["p0", "new"], baseline=base)
+    assert details(TAIL_SHARE, new)["baseline_solved"] == 10
 
 
 batches = st.lists(st.tuples(st.integers(1, 4), st.integers(0, 6), st.integers(0, 6)), min_size=2, max_size=8).filter(

@@ -40,9 +40,7 @@ def test_losses_and_weights_are_bitwise_equal(tiny: Any, name: str, tmp_path: Pa
 
 
 @pytest.mark.parametrize("name", ["trainer", "sft", "dpo", "grpo"])
-def test_the_test_sees_a_missing_guard(
-    tiny: Any, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_test_sees_a_missing_guard(tiny: Any, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     @contextlib.contextmanager
     def unguarded(*_: Any) -> Iterator[None]:
         with torch.no_grad():
