@@ -12,6 +12,7 @@ from divmon.config import Settings, SettingsKwargs, plan
 from divmon.errors import ConfigError
 from divmon.health import Health
 from divmon.records import Action
+from divmon.samplers.ranks import Ranks
 from divmon.session import Session, start
 
 log = logging.getLogger("divmon")
@@ -64,12 +65,19 @@ class DiversityCallback(TrainerCallback):  # type: ignore[misc]
         self.trainer = self.trainer or compat.find_trainer()
         if self.trainer is None:
             raise ConfigError("divmon found no trainer around this callback. Use divmon.watch(trainer, ...) instead.")
+        session = None
         with self._boundary.shield("monitor", "start"):
-            self.session = start(
+            session = start(
                 self.plan, self.trainer, model=kwargs["model"], processing_class=kwargs.get("processing_class")
             )
-            if self.session.last_step < state.global_step:
-                self._apply(self.session.evaluate(state.global_step), control)
+        ranks = Ranks(args.process_index, args.world_size)
+        if not all(ranks.gather(session is not None)) or session is None:
+            return  # all or none: a rank that never joins would hang the others
+        session.last_step = ranks.broadcast(session.last_step)
+        self.session = session
+        with self._boundary.shield("monitor", "start"):
+            if session.last_step < state.global_step:
+                self._apply(session.evaluate(state.global_step), control)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Evaluate when due, and do what a firing alarm asks for."""

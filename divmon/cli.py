@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from divmon.errors import DivmonError
+from divmon.errors import DivmonError, HistoryError
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -46,6 +46,7 @@ def _parser() -> argparse.ArgumentParser:
     measure.set_defaults(run=_measure)
 
     metrics = commands.add_parser("metrics", help="list the metrics")
+    metrics.add_argument("--markdown", action="store_true", help="as a Markdown table")
     metrics.set_defaults(run=_metrics)
     return parser
 
@@ -68,7 +69,10 @@ def _measure(args: argparse.Namespace) -> int:
     values = {"metrics": args.metric, "encoder": args.encoder, "k": max(2, batch.k), "alarms": []}
     chosen = plan(Settings.make(values))
     info = {"fingerprint": batch.fingerprint, "source": str(args.file)}
-    history = History.create(args.out, probes=batch.probes, info=info) if args.out else None
+    try:
+        history = History.create(args.out, probes=batch.probes, info=info) if args.out else None
+    except OSError as error:
+        raise HistoryError(f"Cannot record a run in {args.out}: {error.strerror}.") from error
     monitor = Monitor(chosen.metrics, lenses=chosen.lenses, history=history)
     console = as_sink("console")
     console.emit(monitor.observe(batch))
@@ -79,6 +83,11 @@ def _measure(args: argparse.Namespace) -> int:
 def _metrics(args: argparse.Namespace) -> int:
     from divmon.metrics import METRICS
 
+    if args.markdown:
+        print("| metric | family | more diverse is | unit | what it is |\n|---|---|---|---|---|")
+        for name, metric in METRICS.items():
+            print(f"| `{name}` | {metric.family} | {metric.direction} | {metric.unit} | {metric.summary} |")
+        return 0
     width = max(map(len, METRICS))
     for name, metric in METRICS.items():
         print(f"{name:<{width}}  {metric.family:<11} {metric.direction:<8} {metric.summary}")

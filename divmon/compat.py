@@ -5,6 +5,8 @@ Each function says when its reason goes away.
 
 from __future__ import annotations
 
+import functools
+import inspect
 import sys
 from collections.abc import Sequence
 from types import FrameType
@@ -40,6 +42,9 @@ def policy_of(model: Any) -> Any:
                 "(AutoModelForCausalLM), or measure completions you made yourself with `divmon measure FILE.jsonl`."
             )
         model = inner
+    inside = model.get_base_model() if hasattr(model, "get_base_model") else model  # PEFT's wrappers always generate
+    if not hasattr(inside, "generate"):
+        return policy_of(inside)
     if getattr(getattr(model, "config", None), "is_encoder_decoder", False):
         raise ConfigError(
             f"{type(model).__name__} is an encoder-decoder model; divmon samples decoder-only models. Measure "
@@ -77,10 +82,32 @@ def stop_tokens(model: Any, tokenizer: Any) -> list[int]:
     return sorted({int(i) for i in (*ids, tokenizer.eos_token_id) if i is not None})
 
 
+def own_generation_configs(model: Any) -> list[Any]:
+    """The modules in `model` with a generation config of their own: PEFT's wrapper has none, what it wraps has."""
+    return [module for module in model.modules() if "generation_config" in module.__dict__]
+
+
+def text_size(model: Any, name: str) -> int | None:
+    """A number of the model's config (of its text part, where it has several), such as ``vocab_size``, if any."""
+    config: Any = getattr(model, "config", None)
+    text = config.get_text_config() if hasattr(config, "get_text_config") else config
+    size = getattr(text, name, None)
+    return size if isinstance(size, int) else None
+
+
+def window_of(model: Any) -> int | None:
+    """Tokens that prompt and completion may have together, where the model says so."""
+    return text_size(model, "max_position_embeddings")
+
+
 def completion_cap(trainer: Any, default: int) -> int:
-    """Tokens a completion may have: the trainer's own cap where it has one and it is smaller than `default`."""
-    args = getattr(trainer, "args", None)
+    """Tokens a completion may have: at most `default`, the trainer's own cap, and half of the model's window.
+
+    The other half is for the prompt, whose beginning the sampler would otherwise cut off.
+    """
+    args, window = getattr(trainer, "args", None), window_of(policy_of(trainer.model))
     caps = [getattr(args, n, None) for n in ("max_completion_length", "max_new_tokens", "response_length")]
+    caps.append(window // 2 if window else None)
     return min([default, *(c for c in caps if isinstance(c, int) and c > 0)])
 
 
@@ -93,21 +120,40 @@ def is_conversational(rows: Any) -> bool:
     return first is not None and isinstance(first["prompt"], list)
 
 
+def refuse_sharding(trainer: Any) -> None:
+    """Set-ups in which generation from a callback is known to corrupt or stall training.
+
+    Raises:
+        ConfigError: FSDP1 (generation inside a callback corrupts later checkpoints) or DeepSpeed ZeRO-3 (each rank
+            holds a shard of every weight).
+    """
+    accelerator = getattr(trainer, "accelerator", None)
+    instead = "Measure completions you made yourself with `divmon measure FILE.jsonl`"
+    fsdp = getattr(getattr(accelerator, "state", None), "fsdp_plugin", None)
+    if fsdp is not None and getattr(fsdp, "fsdp_version", 1) < 2:
+        raise ConfigError(f"FSDP1 corrupts checkpoints when a callback generates. Use FSDP2. {instead}.")
+    deepspeed = getattr(getattr(accelerator, "state", None), "deepspeed_plugin", None)
+    if deepspeed is not None and getattr(deepspeed, "zero_stage", 0) == 3:
+        raise ConfigError(f"ZeRO-3 shards every weight, so a callback cannot generate. Use ZeRO-2. {instead}.")
+
+
 def reward_functions(trainer: Any) -> list[tuple[Any, float]]:
     """The plain reward functions of a trainer with their weights; empty where there are none.
 
     Raises:
         ConfigError: A reward is a model or asynchronous, which divmon does not call.
     """
-    import inspect
-
     import torch
 
     functions = list(getattr(trainer, "reward_funcs", None) or [])
     weights = getattr(trainer, "reward_weights", None)
     weights = [1.0] * len(functions) if weights is None else [float(w) for w in weights]
     for function in functions:
-        if isinstance(function, torch.nn.Module) or inspect.iscoroutinefunction(function):
+        called = function
+        while isinstance(called, functools.partial):
+            called = called.func
+        asynchronous = inspect.iscoroutinefunction(called) or inspect.iscoroutinefunction(called.__call__)
+        if isinstance(function, torch.nn.Module) or asynchronous:
             raise ConfigError(
                 "quality='rewards' calls plain reward functions only, and this trainer has a reward model or an "
                 "asynchronous one. Pass quality=your_function(probe, completion) instead."

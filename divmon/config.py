@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+import math
 import pkgutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -99,6 +101,10 @@ class Settings:
 
     def __post_init__(self) -> None:
         _positive_integers(self, ("k", "every", "max_new_tokens", "batch_size"))
+        for name in ("temperature", "top_p", "correct_at"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+                raise ConfigError(f"{name} must be a number, not {value!r}.")
         if not self.temperature > 0:
             raise ConfigError(
                 f"temperature must be above 0, not {self.temperature}: at 0 every completion is the same."
@@ -107,8 +113,12 @@ class Settings:
             raise ConfigError(f"top_p must be above 0 and at most 1, not {self.top_p}.")
         if isinstance(self.quality, str) and self.quality != "rewards" and ":" not in self.quality:
             raise ConfigError(f"quality={self.quality!r}: pass a function, 'package.module:function', or 'rewards'.")
-        if not isinstance(self.seed, int):
+        if not isinstance(self.seed, int) or isinstance(self.seed, bool):
             raise ConfigError(f"seed must be an integer, not {self.seed!r}.")
+        if self.run_dir is not None and not isinstance(self.run_dir, (str, Path)):
+            raise ConfigError(f"run_dir must be the path of a folder, not {self.run_dir!r}.")
+        if self.chat not in (None, True, False) or self.strict not in (True, False):
+            raise ConfigError(f"chat and strict must be true or false, not {self.chat!r} and {self.strict!r}.")
 
     @classmethod
     def make(cls, values: Mapping[str, Any], *, where: str = "") -> Settings:
@@ -124,11 +134,12 @@ class Settings:
         """Settings from a YAML file whose keys are the names above (`alarms` may be a list of rules right there)."""
         path = Path(path)
         try:
-            values = yaml.safe_load(path.read_text("utf-8")) or {}
+            values = yaml.safe_load(path.read_text("utf-8"))
         except OSError as error:
             raise ConfigError(f"Cannot read settings from {path}: {error.strerror}.") from error
-        except yaml.YAMLError as error:
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
             raise ConfigError(f"{path} is not YAML: {error}") from error
+        values = {} if values is None else values
         if not isinstance(values, Mapping):
             raise ConfigError(f"{path} must hold settings, one 'name: value' a line.")
         if isinstance(values.get("alarms"), str):
@@ -228,7 +239,9 @@ def _lenses(settings: Settings) -> Lenses:
     if isinstance(quality, str) and quality != "rewards":
         quality = _named_function("quality", quality)
     if quality is not None and quality != "rewards" and not callable(quality):
-        raise ConfigError("quality must be a function (probe, completion) -> float, or 'rewards'.")
+        raise ConfigError(f"quality must be a function (probe, completion) -> float, or 'rewards', not {quality!r}.")
+    if callable(quality):
+        _check_arguments(quality)
     encoder, name = None, ""
     if settings.encoder is not None:
         from divmon.models import load_encoder
@@ -243,6 +256,19 @@ def _lenses(settings: Settings) -> Lenses:
         classifier=build_classifier(settings.formats),
         classifier_name="builtin" if settings.formats is None else "user",
     )
+
+
+def _check_arguments(quality: Callable[..., Any]) -> None:
+    """A function that cannot be called with a probe and a completion would fail on every completion."""
+    try:
+        inspect.signature(quality).bind(None, None)
+    except TypeError as error:
+        raise ConfigError(
+            f"quality must take a probe and a completion, as in quality(probe, completion) -> float ({error}). To call "
+            "the trainer's own reward functions, pass quality='rewards'."
+        ) from error
+    except ValueError:  # a builtin without a signature
+        return
 
 
 def _named_function(kind: str, name: str) -> Callable[..., Any]:

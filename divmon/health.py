@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterator
 from typing import Literal
 
-from divmon.errors import ConfigError
+from divmon.errors import ConfigError, DivmonError
 
 Part = Literal["sampler", "metric", "quality", "sink", "disk", "mitigation", "monitor"]
 PARTS: tuple[Part, ...] = ("sampler", "metric", "quality", "sink", "disk", "mitigation", "monitor")
@@ -46,12 +46,12 @@ class Health:
         except ConfigError:
             raise
         except Exception as error:
-            if self.strict:
-                raise
             self.failed(part, name, error)
 
     def failed(self, part: Part, name: str, error: BaseException | str) -> None:
-        """Count a failure; report it the first time."""
+        """Count a failure; report it the first time. `strict` raises it instead."""
+        if self.strict:
+            raise error if isinstance(error, BaseException) else DivmonError(f"{part} {name!r}: {error}")
         self.failures[part] += 1
         if (part, name) not in self._reported:
             self._reported.add((part, name))

@@ -8,19 +8,18 @@
     RUN/completions/00000040.jsonl   the completions of step 40, one line a prompt
 
 An evaluation exists once its line in history.jsonl ends with a newline; its completions are on disk before that. A
-process killed at any byte therefore loses at most the evaluation it was writing.
+process killed at any byte therefore loses at most the evaluation it was writing. One process writes a run at a time.
 """
 
 from __future__ import annotations
 
 import json
-import math
 import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, TypeVar
 
 import numpy as np
 
@@ -33,11 +32,14 @@ from divmon.records import (
     SampleBatch,
     as_messages,
     event_from_json,
+    float_from_json,
     measurement_from_json,
     to_json,
 )
 
 FORMAT = 1
+T = TypeVar("T")
+_BLOCK = 65_536  # bytes read at once while looking for the end of the last complete line
 
 
 @dataclass(frozen=True)
@@ -67,7 +69,7 @@ def _dumps(value: Any) -> str:
     return json.dumps(to_json(value), ensure_ascii=True, allow_nan=False, separators=(",", ":"))
 
 
-def _read_lines(path: Path) -> list[Any]:
+def _read_lines(path: Path, convert: Callable[[Any], T]) -> list[T]:
     """The complete lines of a JSON Lines file; a torn last line is ignored, a damaged earlier one is an error."""
     if not path.exists():
         return []
@@ -75,10 +77,22 @@ def _read_lines(path: Path) -> list[Any]:
     rows = []
     for number, line in enumerate(lines, 1):
         try:
-            rows.append(json.loads(line))
-        except ValueError as error:
-            raise HistoryError(f"{path}, line {number} is not JSON ({error}). Remove it to read the rest.") from error
+            rows.append(convert(json.loads(line)))
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            why = f"{path}, line {number} is damaged ({type(error).__name__}: {error})"
+            raise HistoryError(f"{why}. Remove the line to read the rest.") from error
     return rows
+
+
+def _read_info(path: Path) -> Mapping[str, Any]:
+    try:
+        info = json.loads(path.read_bytes())
+        newer = int(info.get("format", FORMAT)) > FORMAT
+    except (ValueError, TypeError, AttributeError) as error:
+        raise HistoryError(f"{path} is damaged ({type(error).__name__}: {error}).") from error
+    if newer:
+        raise HistoryError(f"{path.parent} has format {info['format']}, newer than this divmon reads. Upgrade divmon.")
+    return dict(info)
 
 
 def _write_whole(path: Path, text: str) -> None:
@@ -101,12 +115,13 @@ class History:
         self.evaluations: list[Evaluation] = []
         self._signatures: dict[str, str] = {}
         self._unwritten: list[tuple[Evaluation, SampleBatch | None]] = []
+        self._retry_at: int | None = None  # where in history.jsonl a line begins that a failing disk may hold or not
 
     @classmethod
     def create(cls, path: str | Path, *, probes: Sequence[Probe], info: Mapping[str, Any] | None = None) -> History:
         """Start a run at `path`. A run already there is kept, under the next free ``NAME.1``, ``NAME.2``, ..."""
-        path = Path(path)
-        if (path / "run.json").exists():
+        path = Path(path).absolute()
+        if (path / "run.json").exists() or (path / "history.jsonl").exists():
             n = next(i for i in range(1, 10_000) if not path.with_name(f"{path.name}.{i}").exists())
             shutil.move(str(path), str(path.with_name(f"{path.name}.{n}")))
         history = cls(path, info={"format": FORMAT, **(info or {})}, probes=probes)
@@ -128,12 +143,10 @@ class History:
             path = path / "divmon"
         if not (path / "run.json").exists():
             raise HistoryError(f"No divmon run in {path} (no run.json). Pass the folder named when training started.")
-        info = json.loads((path / "run.json").read_text("ascii"))
-        if info.get("format", FORMAT) > FORMAT:
-            raise HistoryError(f"{path} has format {info['format']}, newer than this divmon reads. Upgrade divmon.")
-        history = cls(path, info=info, probes=[_probe_from_json(row) for row in _read_lines(path / "probes.jsonl")])
-        for row in _read_lines(path / "history.jsonl"):
-            history._admit(_evaluation_from_json(row))
+        info = _read_info(path / "run.json")
+        history = cls(path, info=info, probes=_read_lines(path / "probes.jsonl", _probe_from_json))
+        for evaluation in _read_lines(path / "history.jsonl", _evaluation_from_json):
+            history._admit(evaluation)
         return history
 
     @property
@@ -177,12 +190,15 @@ class History:
         if batch is not None:
             _write_whole(self._completions(evaluation.step), "".join(_dumps(row) + "\n" for row in _batch_rows(batch)))
         line = (_dumps(evaluation) + "\n").encode("ascii")
-        with (self.path / "history.jsonl").open("r+b") as file:
-            file.truncate(_complete_bytes(file.read()))  # a line torn by a kill or by a full disk
-            file.seek(0, os.SEEK_END)
+        with (self.path / "history.jsonl").open("a+b") as file:
+            complete = _complete_bytes(file)
+            # what a kill has torn goes, and so does what an earlier attempt at this very line has left
+            self._retry_at = complete if self._retry_at is None else min(complete, self._retry_at)
+            file.truncate(self._retry_at)
             file.write(line)
             file.flush()
             os.fsync(file.fileno())
+        self._retry_at = None
 
     def _completions(self, step: int) -> Path:
         return self.path / "completions" / f"{step:08d}.jsonl"
@@ -207,17 +223,29 @@ class History:
         """The completions recorded at `step`.
 
         Raises:
-            HistoryError: None were recorded at that step.
+            HistoryError: None were recorded at that step, or the file is damaged.
         """
         path = self._completions(step)
-        rows = _read_lines(path)
-        if len(rows) < 2:
+        rows = _read_lines(path, dict)
+        if not path.exists():
             raise HistoryError(f"No completions were recorded at step {step} in {self.path}.")
-        return _batch_from_rows(rows, self.probes)
+        try:
+            return _batch_from_rows(rows, self.probes)
+        except (ValueError, KeyError, TypeError, IndexError) as error:
+            raise HistoryError(f"{path} is damaged ({type(error).__name__}: {error}).") from error
 
 
-def _complete_bytes(data: bytes) -> int:
-    return data.rfind(b"\n") + 1
+def _complete_bytes(file: BinaryIO) -> int:
+    """Bytes of `file` up to the end of its last complete line."""
+    end = file.seek(0, os.SEEK_END)
+    while end:
+        start = max(0, end - _BLOCK)
+        file.seek(start)
+        found = file.read(end - start).rfind(b"\n")
+        if found >= 0:
+            return start + found + 1
+        end = start
+    return 0
 
 
 def _evaluation_from_json(row: Mapping[str, Any]) -> Evaluation:
@@ -225,7 +253,7 @@ def _evaluation_from_json(row: Mapping[str, Any]) -> Evaluation:
         step=int(row["step"]),
         measurements=tuple(measurement_from_json(m) for m in row["measurements"]),
         events=tuple(event_from_json(e) for e in row.get("events", ())),
-        health=row.get("health", {}),
+        health={name: float_from_json(value) for name, value in row.get("health", {}).items()},
     )
 
 
@@ -238,29 +266,39 @@ def _probe_from_json(row: Mapping[str, Any]) -> Probe:
     return Probe(**known)
 
 
+_COLUMNS = ("texts", "token_ids", "finished", "logprobs", "entropies", "rewards")
+
+
+def _floats(values: Sequence[Any]) -> np.ndarray:
+    return np.array([float_from_json(value) for value in values], dtype=float)
+
+
 def _batch_rows(batch: SampleBatch) -> Iterator[Mapping[str, Any]]:
-    head = {"step": batch.step, "source": batch.source, "fingerprint": batch.fingerprint, "decoding": batch.decoding}
-    yield head
-    columns = [c for c in ("texts", "token_ids", "finished", "logprobs", "rewards") if getattr(batch, c) is not None]
+    names = ("step", "source", "fingerprint", "decoding")
+    yield {"prompts": len(batch.probes), **{name: getattr(batch, name) for name in names}}
+    columns = [c for c in _COLUMNS if getattr(batch, c) is not None]
     for i, probe in enumerate(batch.probes):
         yield {"id": probe.id, **{c: getattr(batch, c)[i] for c in columns}}
 
 
 def _batch_from_rows(rows: Sequence[Mapping[str, Any]], probes: Sequence[Probe]) -> SampleBatch:
     head, *body = rows
+    if len(body) != head["prompts"]:
+        raise ValueError(f"it holds {len(body)} of {head['prompts']} prompts")
     by_id = {probe.id: probe for probe in probes}
 
     def column(name: str, convert: Any) -> Any:
-        return tuple(tuple(convert(v) for v in row[name]) for row in body) if name in body[0] else None
+        return tuple(tuple(convert(v) for v in row[name]) for row in body) if body and name in body[0] else None
 
     return SampleBatch(
         step=head["step"],
         probes=tuple(by_id.get(row["id"], Probe(row["id"], "")) for row in body),
-        texts=column("texts", str),
+        texts=column("texts", str) or (),
         token_ids=column("token_ids", tuple),
         finished=column("finished", bool),
-        logprobs=column("logprobs", np.asarray),
-        rewards=column("rewards", lambda v: math.nan if v is None else float(v)),
+        logprobs=column("logprobs", _floats),
+        entropies=column("entropies", _floats),
+        rewards=column("rewards", float_from_json),
         decoding=Decoding(**head["decoding"]) if head["decoding"] else None,
         source=head["source"],
         fingerprint=head["fingerprint"],

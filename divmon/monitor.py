@@ -120,13 +120,18 @@ class Monitor:
         return Observation(step, measurements, events, actions, dict(self.alarms.states), row)
 
     def resume(self, history: History) -> None:
-        """Continue a recorded run: alarms are refolded from `history`, frozen quantities from its baseline batch."""
-        self.history = history
+        """Continue a recorded run: alarms are refolded from `history`, frozen quantities from its baseline batch.
+
+        Raises:
+            HistoryError: The completions of the baseline are not on disk, so nothing can be compared with them.
+        """
+        measured = [evaluation for evaluation in history.evaluations if evaluation.measurements]
+        if measured:  # evaluations before the first batch have none
+            self._context(history.batch(measured[0].step))
+            self._last = measured[-1].measurements
         for evaluation in history.evaluations:
             self.alarms.observe(evaluation.step, evaluation.measurements)
-            self._last = evaluation.measurements
-        if history.evaluations and self.keep_completions:
-            self._context(history.batch(history.evaluations[0].step))
+        self.history = history
 
     def _decide(self, events: Sequence[AlarmEvent], measurements: Sequence[Measurement]) -> tuple[Action, ...]:
         context = {"measurements": measurements, "history": self.history}
@@ -157,18 +162,18 @@ class Monitor:
         return context
 
     def _measure(self, metric: Metric, context: MetricContext) -> list[Measurement]:
-        result: Result = missing(context.batch, "the metric failed; see divmon/health/metric_failures")
-        with self.health.shield("metric", metric.name), np.errstate(divide="ignore", invalid="ignore"):
-            result = evaluate(metric, context)
         batch = context.batch
         domains = [*batch.domains, OVERALL] if len(batch.domains) > 1 else list(batch.domains)
+        failed = missing(batch, "the metric failed; see divmon/health/metric_failures")
+        found = [summarise(failed, batch.rows(domain)) for domain in domains]
+        with self.health.shield("metric", metric.name), np.errstate(divide="ignore", invalid="ignore"):
+            result = evaluate(metric, context)
+            found = [summarise(result, batch.rows(domain)) for domain in domains]
         aggregator = "agg:mean" if metric.scope == "per_prompt" else "agg:pooled"
         signature = "|".join(filter(None, (metric.signature, self._lens(metric), aggregator, batch.signature)))
         return [
-            replace(
-                summarise(result, batch.rows(d)), step=batch.step, domain=d, metric=metric.name, signature=signature
-            )
-            for d in domains
+            replace(m, step=batch.step, domain=domain, metric=metric.name, signature=signature)
+            for m, domain in zip(found, domains, strict=True)
         ]
 
     def _lens(self, metric: Metric) -> str:
@@ -197,10 +202,10 @@ def summarise(result: Result, rows: np.ndarray) -> Measurement:
         return Measurement(0, "", "", value, low, high, n=len(rows), reason=reason, details=details)
     values = result.values[rows]
     known = values[~np.isnan(values)]
-    reasons = [result.reasons[i] for i in rows if result.reasons[i]]
-    reason = None if known.size else reasons[0] if reasons else "no prompts in this domain"
+    reasons = [*(result.reasons[i] for i in rows if result.reasons[i]), "undefined on these completions"]
     low, high = mean_interval(values)
     mean = float(known.mean()) if known.size else math.nan
+    reason = reasons[0] if math.isnan(mean) else None
     measured = Measurement(0, "", "", mean, low, high, int(known.size), reason=reason, details=result.details)
     return replace(measured, values=tuple(map(float, values)))
 

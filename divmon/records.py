@@ -51,7 +51,7 @@ class Probe:
         """The prompt as a person would read it (the contents of chat messages, one under the other)."""
         if isinstance(self.prompt, str):
             return self.prompt
-        return "\n".join(str(message.get("content", "")) for message in self.prompt)
+        return "\n".join(str(message.get("content") or "") for message in self.prompt)
 
 
 @dataclass(frozen=True, slots=True)
@@ -265,19 +265,24 @@ def to_json(value: Any) -> Any:
     return value if value is None or isinstance(value, str) else str(value)
 
 
-def _number(value: Any) -> float:
+def float_from_json(value: Any) -> float:
+    """The inverse of `to_json` for a float: null is NaN, and infinities are strings.
+
+    >>> float_from_json(None), float_from_json("-inf")
+    (nan, -inf)
+    """
     return math.nan if value is None else float(value)
 
 
 def measurement_from_json(row: Mapping[str, Any]) -> Measurement:
-    """The inverse of `to_json` for a `Measurement`."""
+    """The inverse of `to_json` for a `Measurement`, but for `details`, which stay plain JSON (null for NaN, lists)."""
     record = Measurement(**{k: v for k, v in row.items() if k in Measurement.__dataclass_fields__})
     return replace(
         record,
-        value=_number(record.value),
-        low=_number(record.low),
-        high=_number(record.high),
-        values=tuple(_number(v) for v in record.values),
+        value=float_from_json(record.value),
+        low=float_from_json(record.low),
+        high=float_from_json(record.high),
+        values=tuple(float_from_json(v) for v in record.values),
     )
 
 
@@ -286,8 +291,8 @@ def event_from_json(row: Mapping[str, Any]) -> AlarmEvent:
     record = AlarmEvent(**{k: v for k, v in row.items() if k in AlarmEvent.__dataclass_fields__})
     return replace(
         record,
-        value=_number(record.value),
-        baseline=_number(record.baseline),
+        value=float_from_json(record.value),
+        baseline=float_from_json(record.baseline),
         actions=tuple(record.actions),
     )
 

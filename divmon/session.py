@@ -21,6 +21,7 @@ from divmon.probes import ProbeSet
 from divmon.records import Action, Observation, SampleBatch
 from divmon.samplers.base import Sampler
 from divmon.samplers.generate import GenerateSampler
+from divmon.samplers.ranks import Ranks, merge
 from divmon.samplers.rewards import TrainerRewards
 from divmon.sinks import ConsoleSink, Sink, WandbSink
 
@@ -38,6 +39,7 @@ class Session:
         sinks: Receive observations.
         health: Counts failures, sums up time.
         every: Steps between evaluations.
+        ranks: This process among the others.
         rewards: Adds rewards to a batch; None when the user did not ask for them.
         last_step: The newest step evaluated, here or before a resume.
     """
@@ -48,6 +50,7 @@ class Session:
     sinks: Sequence[Sink]
     health: Health
     every: int
+    ranks: Ranks = field(default_factory=Ranks)
     rewards: Callable[[SampleBatch], SampleBatch] | None = None
     last_step: int = -1
     started: float = field(default_factory=time.perf_counter)
@@ -62,26 +65,43 @@ class Session:
         observation = Observation(step, ())
         with self.health.timed():
             start = time.perf_counter()
-            batch = self._sample(step)
+            batch = self._collect(self.ranks.gather(self._sample(step)))
             timings = {"sample_seconds": time.perf_counter() - start}
-            with self.health.shield("monitor"):
-                if batch is None:
-                    observation = self.monitor.missed(step, health=timings)
-                else:
-                    observation = self.monitor.observe(batch, health=timings)
+            if self.ranks.main:
+                with self.health.shield("monitor"):
+                    if batch is None:
+                        observation = self.monitor.missed(step, health=timings)
+                    else:
+                        observation = self.monitor.observe(batch, health=timings)
+        actions = self.ranks.broadcast(observation.actions)  # before the sinks: no rank waits for a tracker
         self._emit(observation)
-        return observation.actions
+        return actions
 
-    def _sample(self, step: int) -> SampleBatch | None:
-        batches: list[SampleBatch] = []
-        with self.health.shield("sampler"):
-            batches.append(self.sampler(self.probes, step=step))
-        if batches and self.rewards is not None:
+    def _sample(self, step: int) -> SampleBatch | str:
+        """This rank's share of the batch, or what went wrong."""
+        batch: SampleBatch | str = "has no probes"
+        share = self.ranks.share(self.probes)
+        if share is not None:
+            batch = "failed"
+            with self.health.shield("sampler"):
+                batch = self.sampler(share, step=step)
+        if isinstance(batch, SampleBatch) and self.rewards is not None:
             with self.health.shield("quality", "rewards"):
-                batches.append(self.rewards(batches[0]))
-        return batches[-1] if batches else None
+                batch = self.rewards(batch)
+        return batch
+
+    def _collect(self, shares: Sequence[SampleBatch | str]) -> SampleBatch | None:
+        """One batch from every rank's share; None when a rank failed, which rank 0 counts."""
+        for rank, share in enumerate(shares):
+            if share == "failed":
+                if rank != self.ranks.index:
+                    self.health.failed("sampler", f"rank {rank}", "it failed on that rank, whose log says why")
+                return None
+        return merge([share for share in shares if isinstance(share, SampleBatch)], self.probes)
 
     def _emit(self, observation: Observation) -> None:
+        if not self.ranks.main:
+            return
         with self.health.timed():
             for sink in self.sinks:
                 row = {**observation.health, **self.health.row(), "overhead": self.overhead}
@@ -98,7 +118,7 @@ class Session:
         if self.monitor.history is not None:
             with self.health.shield("disk", "close"):
                 self.monitor.history.flush()
-        for sink in self.sinks:
+        for sink in self.sinks if self.ranks.main else ():
             with self.health.shield("sink", sink.name):
                 sink.close()
 
@@ -110,11 +130,8 @@ def start(plan: Plan, trainer: Any, *, model: Any, processing_class: Any) -> Ses
         ConfigError: The trainer, model or tokenizer cannot be watched like this; the message says what to change.
     """
     args, settings = trainer.args, plan.settings
-    if args.world_size > 1:
-        raise ConfigError(
-            f"This run has {args.world_size} processes; this version of divmon watches runs of one process. Remove the "
-            "callback here, or measure saved completions with `divmon measure FILE.jsonl`."
-        )
+    compat.refuse_sharding(trainer)
+    ranks = Ranks(args.process_index, args.world_size)
     health = Health(strict=settings.strict)
     tokenizer = compat.tokenizer_of(processing_class)
     probes = choose_probes(plan, trainer, tokenizer)
@@ -126,7 +143,7 @@ def start(plan: Plan, trainer: Any, *, model: Any, processing_class: Any) -> Ses
         settings.decoding(compat.completion_cap(trainer, LENGTH_CAP)),
         compat.chat_options(trainer),
         settings.batch_size,
-        progress=True,
+        progress=ranks.main,
     )
     sampler.check(probes)
     rewards = TrainerRewards(trainer) if settings.quality == "rewards" else None
@@ -135,9 +152,11 @@ def start(plan: Plan, trainer: Any, *, model: Any, processing_class: Any) -> Ses
     monitor = Monitor(plan.metrics, rules=plan.rules, lenses=plan.lenses, health=health)
     sinks = plan.sinks if plan.sinks is not None else default_sinks(args, plan)
     every = settings.every or max(1, -(-int(trainer.state.max_steps) // EVALUATIONS))
-    session = Session(probes, sampler, monitor, sinks, health, every, rewards)
-    _open_history(session, Path(settings.run_dir or Path(args.output_dir) / "divmon"), plan, trainer.state.global_step)
-    _announce(session, plan, args)
+    session = Session(probes, sampler, monitor, sinks, health, every, ranks, rewards)
+    if session.ranks.main:
+        path = Path(settings.run_dir or Path(args.output_dir) / "divmon")
+        _open_history(session, path, plan, trainer.state.global_step)
+        _announce(session, plan)
     return session
 
 
@@ -181,7 +200,9 @@ def _open_history(session: Session, path: Path, plan: Plan, step: int) -> None:
         session.monitor.history = History.create(path, probes=session.probes.probes, info=info)
 
 
-def _announce(session: Session, plan: Plan, args: Any) -> None:
+def _announce(session: Session, plan: Plan) -> None:
+    if not any(sink.name == "console" for sink in session.sinks):
+        return
     domains = ", ".join(session.probes.domains)
     lines = [
         f"divmon watches {len(session.probes)} prompts x {plan.settings.k} completions every {session.every} steps "

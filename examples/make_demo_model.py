@@ -1,6 +1,6 @@
 """Make the tiny model of `divmon demo`: a Llama that answers one-digit sums in four formats, often rightly.
 
-It is trained from scratch on one CPU core, in about four minutes:
+It is trained from scratch on one CPU core, in about five minutes:
 
     python examples/make_demo_model.py --out divmon/demo/model
 """
@@ -41,6 +41,7 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
         padding_side="left",
         clean_up_tokenization_spaces=False,
         model_max_length=128,
+        model_input_names=["input_ids", "attention_mask"],
     )
 
 
@@ -106,7 +107,7 @@ def sample(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, *, n: in
     """Sample n answers to every sum at temperature 1; return the format of each and whether it is right."""
     model.eval()
     tasks = sums.prompts()
-    inputs = tokenizer([s.prompt for s in tasks], return_tensors="pt", return_token_type_ids=False)
+    inputs = tokenizer([s.prompt for s in tasks], return_tensors="pt")
     output = model.generate(
         **inputs, do_sample=True, temperature=1.0, top_k=0, max_new_tokens=32, num_return_sequences=n
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,6 @@ RULES: list[dict[str, Any]] = [
     }
 ]
 EVERY = 4
-PROBED = 16  # of the hundred sums
 
 
 def run(out: Path, *, healthy: bool, steps: int, seed: int) -> int:
@@ -34,12 +34,15 @@ def run(out: Path, *, healthy: bool, steps: int, seed: int) -> int:
         Exit status: 0 when the collapse was caught (healthy: when nothing fired), 1 when not.
     """
     _offline(out)
+    import torch
     from transformers.utils import logging
 
     from divmon.demo import picture, sums, training
 
+    torch.set_num_threads(1)  # so small a model is no faster on two
     logging.set_verbosity_error()
     logging.disable_progress_bar()
+    warnings.filterwarnings("ignore", category=FutureWarning)  # Transformers on TRL's use of it
     trainer = training.grpo_trainer(
         output_dir=out, healthy=healthy, steps=steps, seed=seed, callbacks=[_callback(sums)], report_to="wandb"
     )
@@ -58,7 +61,7 @@ def run(out: Path, *, healthy: bool, steps: int, seed: int) -> int:
 def _callback(sums: Any) -> Any:
     from divmon.callback import DiversityCallback
 
-    chosen = sums.prompts()[:: len(sums.prompts()) // PROBED]
+    chosen = sums.prompts()[::6]
     probes = [
         {"prompt": s.prompt, "gold": str(s.answer), "domain": "sums", "difficulty": sums.difficulty(s.a, s.b)}
         for s in chosen

@@ -6,7 +6,8 @@ import hashlib
 import itertools
 import json
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import Any
 
 from divmon.errors import ProbeError, suggest
 from divmon.probes.rows import Decode, probes_from_rows
-from divmon.records import Probe
+from divmon.records import OVERALL, Probe
 
 PACKS = ("creative", "math")
 _STREAMED = 2048  # rows looked at in a data set that has no length
@@ -43,6 +44,10 @@ class ProbeSet:
         if len(set(ids)) != len(ids):
             twice = next(i for i in ids if ids.count(i) > 1)
             raise ProbeError(f"Two probes have the id {twice!r}; ids name curves and noise, so they must be unique.")
+        if OVERALL in self.domains:
+            raise ProbeError(
+                f"The domain {OVERALL!r} names the numbers over every domain; call this one something else."
+            )
 
     def __len__(self) -> int:
         return len(self.probes)
@@ -79,7 +84,9 @@ class ProbeSet:
         if isinstance(source, cls):
             found = source.probes
         elif isinstance(source, (str, os.PathLike)):
-            found = tuple(_named(str(source), domain))
+            found = tuple(_named(str(source), domain, limit))
+        elif isinstance(source, (Mapping, AbstractSet)) or hasattr(source, "iloc"):
+            raise ProbeError(_unreadable(source))
         elif hasattr(source, "column_names") or isinstance(source, Iterable):
             found = tuple(probes_from_rows(spread(source, limit), domain=domain))
         else:
@@ -119,18 +126,21 @@ def spread(rows: Any, limit: int | None) -> Sequence[Any]:
     return [rows[i * n // limit] for i in range(limit)]
 
 
-def _named(name: str, domain: str) -> list[Probe]:
+def _named(name: str, domain: str, limit: int | None) -> list[Probe]:
     if name.startswith("hub:"):
-        return probes_from_rows(_hub_rows(name.removeprefix("hub:")), domain=domain)
-    if name.endswith((".jsonl", ".json")) or Path(name).is_file():
-        return probes_from_rows(jsonl_rows(Path(name)), domain=domain)
+        rows = _hub_rows(name.removeprefix("hub:"))
+        return probes_from_rows(spread(rows, None if limit is None else 4 * limit), domain=domain)
+    if name.endswith((".jsonl", ".json")) or os.path.isfile(name):
+        lines = jsonl_lines(Path(name))
+        return probes_from_rows(lines.values(), domain=domain, places=[f"{name}, line {number}" for number in lines])
     packs = name.split("+")
     if all(pack in PACKS for pack in packs):
         return [probe for pack in packs for probe in probes_from_rows(_pack_rows(pack), domain=pack)]
     bad = next(pack for pack in packs if pack not in PACKS)
+    bad = bad if len(bad) < 80 else f"{bad[:80]}..."
     raise ProbeError(
         f"{bad!r} is neither a pack nor a file.{suggest(bad, PACKS)} A file ends in .jsonl; a Hub data set is written "
-        "'hub:owner/name'."
+        "'hub:owner/name'; prompts are passed in a list."
     )
 
 
@@ -139,18 +149,29 @@ def _pack_rows(name: str) -> list[Any]:
     return [json.loads(line) for line in text.splitlines() if line.strip()]
 
 
-def jsonl_rows(path: Path) -> list[Any]:
-    """The objects of a JSON Lines file; an empty or damaged file is a `ProbeError` that names the line."""
+def _unreadable(source: Any) -> str:
+    if isinstance(source, AbstractSet):
+        return "A set has no order of its own: pass a list of prompts."
+    if isinstance(source, Mapping):
+        keys = ", ".join(repr(key) for key in list(source)[:5])
+        return f"This is a mapping with the keys {keys}: pass one data set (or split) of it, or a list of mappings."
+    return "Cannot read probes from a data frame: pass frame.to_dict('records')."
+
+
+def jsonl_lines(path: Path) -> dict[int, Any]:
+    """The objects of a JSON Lines file by line number; a damaged one is a `ProbeError` that names the line."""
     try:
-        lines = path.read_text("utf-8").split("\n")
+        lines = path.read_text("utf-8-sig").split("\n")
     except OSError as error:
-        raise ProbeError(f"Cannot read probes from {path}: {error.strerror}.") from error
-    rows = []
+        raise ProbeError(f"Cannot read {path}: {error.strerror}.") from error
+    except UnicodeDecodeError as error:
+        raise ProbeError(f"{path} is not UTF-8 ({error}): save it as UTF-8.") from error
+    rows = {}
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
         try:
-            rows.append(json.loads(line))
+            rows[number] = json.loads(line)
         except ValueError as error:
             raise ProbeError(
                 f"{path}, line {number} is not JSON ({error}); a line is one object with a 'prompt'."

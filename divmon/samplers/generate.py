@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import itertools
 import logging
 import math
@@ -12,11 +11,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from accelerate.utils.memory import should_reduce_batch_size
+from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 from tqdm.auto import tqdm
 from transformers import GenerationConfig, LogitsProcessorList
 
-from divmon.compat import policy_of, stop_tokens, tokenizer_of
+from divmon.compat import own_generation_configs, policy_of, stop_tokens, text_size, tokenizer_of, window_of
 from divmon.errors import ConfigError, SamplingError
 from divmon.probes import ProbeSet
 from divmon.records import Decoding, Probe, SampleBatch
@@ -80,20 +79,33 @@ class GenerateSampler:
         """Fail now, with the reason, where sampling `probes` could only fail later.
 
         Raises:
-            ConfigError: Chat messages without a chat template.
+            ConfigError: Chat messages without a chat template or not to its taste; completions as long as the model's
+                window.
         """
-        chat = next((p for p in probes if not isinstance(p.prompt, str) and p.token_ids is None), None)
-        if chat and not (getattr(self.tokenizer, "chat_template", None) or self.chat_options.get("chat_template")):
+        policy = policy_of(self.model)
+        window, longest = window_of(policy), self.decoding.max_new_tokens
+        if window is not None and longest >= window:
             raise ConfigError(
-                f"Probe {chat.id!r} holds chat messages, but the tokenizer has no chat template. Set "
+                f"max_new_tokens={longest} leaves no room for a prompt in the model's window of {window} tokens. Pass "
+                f"max_new_tokens={window // 2} or less."
+            )
+        chats = [p for p in probes if not isinstance(p.prompt, str) and p.token_ids is None]
+        if chats and not (getattr(self.tokenizer, "chat_template", None) or self.chat_options.get("chat_template")):
+            raise ConfigError(
+                f"Probe {chats[0].id!r} holds chat messages, but the tokenizer has no chat template. Set "
                 "tokenizer.chat_template, or pass the prompts as plain texts."
             )
+        for probe in chats:
+            try:
+                self._encode(probe, policy)
+            except Exception as error:
+                raise ConfigError(f"Probe {probe.id!r} does not fit the chat template: {error}") from error
 
     def __call__(self, probes: ProbeSet, *, step: int) -> SampleBatch:
         """Draw P x K completions of the model as it is now.
 
         Raises:
-            SamplingError: Not even one row fits into memory.
+            SamplingError: Not even one row fits into memory, or the policy's probabilities are not numbers.
         """
         policy = policy_of(self.model)
         with undisturbed(self.model, self.tokenizer):
@@ -104,7 +116,10 @@ class GenerateSampler:
                 for j in range(self.k)
             ]
             rows.sort(key=lambda row: len(row.prompt))  # equal lengths together: less padding
-            drawn = self._draw(policy, rows)
+            config = self._config(policy)
+            for module in own_generation_configs(policy):  # what `config` leaves at None would be taken from there
+                module.generation_config = config
+            drawn = self._draw(policy, config, rows)
         grid = [[drawn[i, j] for j in range(self.k)] for i in range(len(probes))]
 
         def column(name: str) -> Any:
@@ -135,44 +150,45 @@ class GenerateSampler:
             messages = [dict(message) for message in probe.prompt]
             options = {"add_generation_prompt": True, "tokenize": True, "return_dict": True, **self.chat_options}
             ids = self.tokenizer.apply_chat_template(messages, **options)["input_ids"]
-        window = getattr(policy.config, "max_position_embeddings", None) or math.inf
-        room = int(min(len(ids), max(1, window - self.decoding.max_new_tokens)))
-        if not ids:
-            ids = [self._pad_id(policy)]
-        return tuple(int(i) for i in ids[-room:]) if room else tuple(ids)
+        if not ids:  # the policy starts from nothing: its first token, where it has one
+            bos = self.tokenizer.bos_token_id
+            ids = [self._pad_id(policy) if bos is None else bos]
+        window = window_of(policy)
+        room = len(ids) if window is None else max(1, window - self.decoding.max_new_tokens)
+        return tuple(int(i) for i in ids[-room:])
 
-    def _draw(self, policy: Any, rows: Sequence[_Row]) -> dict[tuple[int, int], _Drawn]:
+    def _draw(self, policy: Any, config: GenerationConfig, rows: Sequence[_Row]) -> dict[tuple[int, int], _Drawn]:
         drawn: dict[tuple[int, int], _Drawn] = {}
         bar = tqdm(total=len(rows), desc="divmon probing", leave=False, disable=None if self.progress else True)
         with bar:
             while len(drawn) < len(rows):
                 batch = list(itertools.islice(rows, len(drawn), len(drawn) + self._rows))
-                try:
-                    cells = self._generate(policy, batch)
-                except Exception as error:
-                    self._shrink(error, len(batch))
-                    continue
-                drawn.update(((row.i, row.j), cell) for row, cell in zip(batch, cells, strict=True))
-                bar.update(len(batch))
+                cells = self._attempt(policy, config, batch)
+                drawn.update(((row.i, row.j), cell) for row, cell in zip(batch, cells, strict=False))
+                bar.update(len(cells))
         return drawn
 
-    def _shrink(self, error: Exception, tried: int) -> None:
-        if not should_reduce_batch_size(error):
-            raise error
-        if tried <= 1:
-            raise SamplingError(
-                "Out of memory while sampling one completion. Lower max_new_tokens, or shorten the probes."
-            ) from error
-        self._rows = max(1, tried // 2)
-        gc.collect()
-        if torch.accelerator.is_available():
-            torch.accelerator.empty_cache()
-        log.info("divmon: out of memory with %d rows; sampling goes on with %d", tried, self._rows)
+    def _attempt(self, policy: Any, config: GenerationConfig, rows: Sequence[_Row]) -> list[_Drawn]:
+        """Completions of `rows`; none, and half as many rows from now on, where memory runs out."""
+        try:
+            return self._generate(policy, config, rows)
+        except Exception as error:
+            if not should_reduce_batch_size(error):
+                raise
+            if len(rows) == 1:
+                raise SamplingError(
+                    "Out of memory while sampling one completion. Lower max_new_tokens, or shorten the probes."
+                ) from error
+        # Only here is the traceback gone, and with it the tensors that filled the memory.
+        self._rows = len(rows) // 2
+        clear_device_cache(garbage_collection=True)
+        log.info("divmon: out of memory with %d rows; sampling goes on with %d", len(rows), self._rows)
+        return []
 
-    def _generate(self, policy: Any, rows: Sequence[_Row]) -> list[_Drawn]:
+    def _generate(self, policy: Any, config: GenerationConfig, rows: Sequence[_Row]) -> list[_Drawn]:
         device = policy.device
         length = max(len(row.prompt) for row in rows)
-        pad = self._pad_id(policy)
+        pad = config.pad_token_id
         ids = torch.tensor([[pad] * (length - len(r.prompt)) + list(r.prompt) for r in rows], device=device)
         mask = torch.tensor([[0] * (length - len(r.prompt)) + [1] * len(r.prompt) for r in rows], device=device)
         keyed = KeyedSampling(
@@ -181,20 +197,15 @@ class GenerateSampler:
             temperature=self.decoding.temperature,
             top_p=self.decoding.top_p,
         )
-        # The guard puts the model's own config back: fields left None here would inherit from it (top-k, penalties).
-        policy.generation_config = self._config(policy, pad)
         out = policy.generate(
-            input_ids=ids,
-            attention_mask=mask,
-            generation_config=policy.generation_config,
-            logits_processor=LogitsProcessorList([keyed]),
+            input_ids=ids, attention_mask=mask, generation_config=config, logits_processor=LogitsProcessorList([keyed])
         )
         tokens = out[:, length:].tolist()
         logprobs, entropies = (torch.stack(c, dim=1).cpu().numpy() for c in (keyed.logprobs, keyed.entropies))
-        stops = set(stop_tokens_of(policy))
+        stops = set(config.eos_token_id or ())
         return [self._cut(t, lp, h, stops) for t, lp, h in zip(tokens, logprobs, entropies, strict=True)]
 
-    def _config(self, policy: Any, pad: int) -> GenerationConfig:
+    def _config(self, policy: Any) -> GenerationConfig:
         return GenerationConfig(
             max_new_tokens=self.decoding.max_new_tokens,
             do_sample=False,  # KeyedSampling draws; no warper is built
@@ -204,7 +215,7 @@ class GenerateSampler:
             repetition_penalty=1.0,
             no_repeat_ngram_size=0,
             min_length=0,
-            pad_token_id=pad,
+            pad_token_id=self._pad_id(policy),
             bos_token_id=self.tokenizer.bos_token_id,
             eos_token_id=stop_tokens(policy, self.tokenizer) or None,
         )
@@ -213,19 +224,18 @@ class GenerateSampler:
     def _cut(tokens: list[int], logprobs: np.ndarray, entropies: np.ndarray, stops: set[int]) -> _Drawn:
         end = next((t for t, token in enumerate(tokens) if token in stops), None)
         length = len(tokens) if end is None else end + 1
+        if not np.isfinite(logprobs[:length]).all():
+            raise SamplingError(
+                "The policy's next-token probabilities are not numbers (NaN): its weights or activations overflowed."
+            )
         return _Drawn(tuple(tokens[:length]), end is not None, logprobs[:length].copy(), entropies[:length].copy())
 
     def _pad_id(self, policy: Any) -> int:
-        stops = stop_tokens(policy, self.tokenizer)
-        candidates = (self.tokenizer.pad_token_id, *stops, 0)
-        return int(next(c for c in candidates if c is not None))
+        """An id to fill rows up with. Any will do that the model knows, as it is masked."""
+        candidates = (self.tokenizer.pad_token_id, *stop_tokens(policy, self.tokenizer))
+        known = text_size(policy, "vocab_size") or math.inf
+        return int(next((c for c in candidates if c is not None and c < known), 0))
 
     def _decode(self, tokens: Sequence[int]) -> str:
         text = self.tokenizer.decode(list(tokens), skip_special_tokens=True)
         return str(text)
-
-
-def stop_tokens_of(policy: Any) -> list[int]:
-    """The end-of-sequence ids of the generation config in force."""
-    ids = policy.generation_config.eos_token_id
-    return [] if ids is None else list(ids) if isinstance(ids, (list, tuple)) else [ids]

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from divmon.compat import reward_functions
+from divmon.errors import SamplingError
 from divmon.records import Probe, SampleBatch
 from divmon.samplers.guard import undisturbed
 
@@ -31,23 +32,38 @@ class TrainerRewards:
         reward_functions(self.trainer)
 
     def __call__(self, batch: SampleBatch) -> SampleBatch:
-        """`batch` with weighted sums of rewards; NaN where every function abstains."""
+        """`batch` with weighted sums of rewards; NaN where every function abstains.
+
+        Raises:
+            SamplingError: A function does not return one reward a completion.
+        """
         rows = [(probe, text, i, j) for i, probe in enumerate(batch.probes) for j, text in enumerate(batch.texts[i])]
         arguments = self._arguments(batch, rows)
         totals = [math.nan] * len(rows)
         with undisturbed(self.trainer.model):
             for function, weight in reward_functions(self.trainer):
-                for n, reward in enumerate(function(**arguments)):
-                    if reward is not None:
-                        totals[n] = (0.0 if math.isnan(totals[n]) else totals[n]) + weight * float(reward)
+                for n, reward in enumerate(self._call(function, arguments)):
+                    if not math.isnan(reward):
+                        totals[n] = (0.0 if math.isnan(totals[n]) else totals[n]) + weight * reward
         flat = iter(totals)
         return replace(batch, rewards=tuple(tuple(next(flat) for _ in row) for row in batch.texts))
+
+    @staticmethod
+    def _call(function: Any, arguments: dict[str, Any]) -> list[float]:
+        """One reward a completion; NaN, like the None of TRL, is an abstention."""
+        rewards = [math.nan if reward is None else float(reward) for reward in function(**arguments)]
+        if len(rewards) != len(arguments["completions"]):
+            name = getattr(function, "__name__", type(function).__name__)
+            expected = len(arguments["completions"])
+            raise SamplingError(f"The reward function {name!r} gave {len(rewards)} rewards for {expected} completions.")
+        return rewards
 
     def _arguments(self, batch: SampleBatch, rows: Sequence[tuple[Probe, str, int, int]]) -> dict[str, Any]:
         chat = [not isinstance(probe.prompt, str) for probe, *_ in rows]
         names = {name for probe in batch.probes for name in probe.columns}
         ids = batch.token_ids
         return {
+            **{name: [probe.columns.get(name) for probe, *_ in rows] for name in names},
             "prompts": [p.prompt if isinstance(p.prompt, str) else [dict(m) for m in p.prompt] for p, *_ in rows],
             "completions": [
                 [{"role": "assistant", "content": text}] if is_chat else text
@@ -57,5 +73,4 @@ class TrainerRewards:
             "trainer_state": self.trainer.state,
             "log_extra": lambda *_, **__: None,
             "log_metric": lambda *_, **__: None,
-            **{name: [probe.columns.get(name) for probe, *_ in rows] for name in names},
         }

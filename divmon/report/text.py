@@ -1,0 +1,119 @@
+"""Text from models, data sets and users on a page: nothing of it invisible, nothing of it endless."""
+
+from __future__ import annotations
+
+import math
+import unicodedata
+
+from divmon.metrics import METRICS
+from divmon.records import OVERALL
+
+KEPT = "\n\t\u200c\u200d"  # joiners are part of ordinary writing (emoji, Persian)
+NAMES = {
+    "tfidf_distance": "surface distance",
+    "semantic_distance": "semantic distance",
+    "effective_formats": "effective number of formats",
+    "effective_correct_formats": "effective number of correct formats",
+    "format_dominance": "share of the commonest format",
+    "pass_at_1": "pass@1",
+    "winner_gap": "winner's quality gap",
+    "tail_kl": "tail KL",
+    "self_bleu": "self-BLEU",
+}
+
+
+def visible(text: str) -> str:
+    """`text` with control, direction, invisible, unassigned and lone surrogate characters spelled out.
+
+    >>> print(visible("a\\0b\\u202ec\\ud800"))
+    a␀b\\u202ec\\ud800
+    """
+    return "".join(map(_shown, text))
+
+
+def _shown(char: str) -> str:
+    if char.isprintable() or char in KEPT:
+        return char
+    code = ord(char)
+    if code < 0x20:
+        return chr(0x2400 + code)
+    if code == 0x7F:
+        return "\u2421"
+    if unicodedata.category(char) == "Zs":  # spaces of other widths
+        return char
+    return char.encode("unicode_escape").decode("ascii")
+
+
+def short(text: str, limit: int = 80) -> str:
+    """The first `limit` characters of `text` on one line, made visible.
+
+    >>> short("abc\\ndef", 5)
+    'abc d…'
+    """
+    line = visible(" ".join(text[: 4 * limit].split(" ")).replace("\n", " ").replace("\t", " "))
+    return line if len(line) <= limit and len(text) <= 4 * limit else line[:limit] + "…"
+
+
+def number(value: float) -> str:
+    """Three significant digits, or a dash for NaN.
+
+    >>> number(0.86764), number(25.55), number(12345.6), number(float("nan"))
+    ('0.868', '25.6', '12,346', '–')
+    """
+    if math.isnan(value):
+        return "–"
+    return f"{value:,.0f}" if 1000 <= abs(value) < 1e15 else f"{value:.3g}"
+
+
+def signed(value: float) -> str:
+    """`number` with its sign.
+
+    >>> signed(-0.25), signed(0.5), signed(0.0)
+    ('−0.25', '+0.5', '±0')
+    """
+    if math.isnan(value):
+        return "–"
+    return "±0" if value == 0 else ("+" if value > 0 else "−") + number(abs(value))
+
+
+def percent(share: float) -> str:
+    """A relative change with its sign, in percent.
+
+    >>> percent(-0.4583), percent(0.0004)
+    ('−46 %', '+0 %')
+    """
+    if not math.isfinite(share):
+        return "–"
+    return ("−" if share < 0 else "+") + f"{abs(share):.0%}".replace("%", " %")
+
+
+def interval(low: float, high: float, *, sign: bool = False) -> str:
+    """``low to high``, or an empty text where there is no interval."""
+    if math.isnan(low) or math.isnan(high):
+        return ""
+    show = signed if sign else number
+    return f"{show(low)} to {show(high)}"
+
+
+def named(metric: str) -> str:
+    """What a metric is called in a sentence."""
+    return NAMES.get(metric) or short(metric.replace("_", " "), 48)
+
+
+def placed(domain: str) -> str:
+    """Where, in a sentence."""
+    return "over all domains" if domain == OVERALL else f"in {short(domain, 40)}"
+
+
+def summary(metric: str) -> str:
+    """The one sentence of the metrics table; empty for a user's own metric."""
+    return METRICS[metric].summary if metric in METRICS else ""
+
+
+def joined(items: list[str]) -> str:
+    """A list in a sentence.
+
+    >>> joined(["a", "b", "c"])
+    'a, b and c'
+    """
+    return " and ".join([", ".join(items[:-1]), items[-1]] if len(items) > 1 else items)

@@ -1,0 +1,65 @@
+"""Two real processes (gloo): results do not depend on world size, a stop reaches both, a failing rank hangs nobody."""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import divmon
+
+pytestmark = pytest.mark.trainer
+WORKER = Path(__file__).with_name("worker.py")
+
+
+def launch(out: Path, mode: str, *, ranks: int = 2) -> list[str]:
+    """Run the worker on `ranks` processes; the line each rank prints when done."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [
+        sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(ranks),
+        "--master-addr", "127.0.0.1", "--master-port", str(port), str(WORKER), str(out), mode,
+    ]  # fmt: skip
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "GLOO_SOCKET_IFNAME": "lo"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+    lines = re.findall(r"DONE \d+ [0-9a-f]{64}", done.stdout)  # two ranks may write on one line
+    assert len(lines) == ranks
+    return lines
+
+
+def test_two_ranks_measure_what_one_measures(tmp_path: Path) -> None:
+    one, two = tmp_path / "one", tmp_path / "two"
+    launch(one, "watch", ranks=1)
+    launch(two, "watch")
+    first, second = (divmon.History.read(path) for path in (one, two))
+    assert second.batch(0).texts == first.batch(0).texts
+    assert second.batch(0).token_ids == first.batch(0).token_ids
+    before, after = first.evaluations[0], second.evaluations[0]
+    assert [(m.key, m.value, m.values) for m in after.measurements if m.value == m.value] == [
+        (m.key, m.value, m.values) for m in before.measurements if m.value == m.value
+    ]
+    assert [e.step for e in second.evaluations] == [0, 2, 4, 6]
+
+
+def test_two_ranks_are_undisturbed(tmp_path: Path) -> None:
+    assert set(launch(tmp_path / "plain", "plain")) == set(launch(tmp_path / "watched", "watch"))
+
+
+def test_a_stop_reaches_both_ranks(tmp_path: Path) -> None:
+    lines = launch(tmp_path, "stop")
+    assert {line.split()[1] for line in lines} == {"2"}
+    assert (tmp_path / "checkpoint-2").is_dir()
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize("seam", ["sampler", "start", "metric", "disk"])
+def test_a_rank_that_fails_hangs_nobody(tmp_path: Path, seam: str, rank: int) -> None:
+    lines = launch(tmp_path, f"{seam}:{rank}")
+    assert {line.split()[1] for line in lines} == {"6"}

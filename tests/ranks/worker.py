@@ -1,0 +1,69 @@
+"""One rank of a run: ``torchrun --nproc-per-node 2 worker.py OUT MODE``. Prints DONE and the last step."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import divmon
+from divmon.samplers.generate import GenerateSampler
+
+
+def load_tiny() -> Any:
+    path = Path(__file__).parents[1] / "tiny.py"
+    spec = importlib.util.spec_from_file_location("tiny", path)
+    assert spec
+    assert spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def break_rank(rank: int, seam: str) -> None:
+    """Make `seam` fail on one rank only."""
+    import os
+
+    if int(os.environ.get("RANK", "0")) != rank:
+        return
+
+    def broken(*_: Any, **__: Any) -> Any:
+        raise RuntimeError(f"{seam} broke on rank {rank}")
+
+    if seam == "sampler":
+        GenerateSampler.__call__ = broken  # type: ignore[method-assign]
+    elif seam == "metric":
+        from divmon import monitor
+
+        monitor.evaluate = broken
+    elif seam == "start":
+        from divmon import session
+
+        session.choose_probes = broken
+    elif seam == "disk":
+        from divmon import session
+
+        session.History.create = broken
+
+
+def main(out: Path, mode: str) -> None:
+    torch.set_num_threads(1)
+    tiny = load_tiny()
+    settings: dict[str, Any] = {"every": 2, "k": 3, "max_new_tokens": 8, "sinks": []}
+    if mode == "stop":
+        rule = {"name": "always", "metric": "length", "rule": "above", "level": 0.5, "for": 2, "then": ["save", "stop"]}
+        settings["alarms"] = [rule]
+    if ":" in mode:
+        seam, rank = mode.split(":")
+        break_rank(int(rank), seam)
+    callbacks = [] if mode == "plain" else [divmon.DiversityCallback(**settings)]
+    trainer = tiny.sft(out, callbacks=callbacks)
+    trainer.train()
+    print(f"DONE {trainer.state.global_step} {tiny.digest(trainer.model)}", flush=True)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), sys.argv[2])

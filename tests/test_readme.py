@@ -1,0 +1,84 @@
+"""What the README says is true: its table is generated, its blocks run, its first command catches the collapse."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+import divmon
+from divmon.alarms import load_rules
+from divmon.metrics import METRICS
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text("utf-8")
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+
+
+def demo(tmp_path: Path, *options: str) -> str:
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("WANDB")}
+    done = subprocess.run(
+        [sys.executable, "-m", "divmon", "demo", *options], cwd=tmp_path, env=environment, capture_output=True,
+        text=True, timeout=900,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    return done.stdout
+
+
+def test_the_table_of_metrics_is_the_one_the_command_prints() -> None:
+    done = subprocess.run([sys.executable, "-m", "divmon", "metrics", "--markdown"], capture_output=True, text=True)
+    assert done.stdout.strip() in README
+
+
+def test_python_blocks_run() -> None:
+    for block in blocks("python"):
+        exec(compile(block, "README.md", "exec"), {})
+
+
+def test_rules_in_yaml_blocks_are_valid() -> None:
+    [block] = blocks("yaml")
+    assert load_rules(yaml.safe_load(block)["alarms"], known_metrics=METRICS, known_domains=["creative"])
+
+
+def test_the_diff_only_adds_lines_that_work() -> None:
+    [diff] = blocks("diff")
+    added = [line[1:].strip() for line in diff.splitlines() if line.startswith("+")]
+    assert added == ["from divmon import DiversityCallback", "callbacks=[DiversityCallback()],"]
+    assert divmon.DiversityCallback().plan.rules
+
+
+def test_files_it_points_to_exist() -> None:
+    for target in re.findall(r"\]\(([^)#]+)\)", README):
+        assert (ROOT / target).exists(), target
+
+
+@pytest.mark.trainer
+def test_the_demo_catches_the_collapse_and_the_readme_shows_its_alert(tmp_path: Path) -> None:
+    said = demo(tmp_path)
+    [alert] = [line for line in said.splitlines() if "CRITICAL one-format-takes-over" in line]
+    shown = blocks("text")[0]
+    without_numbers = [re.sub(r"[\d.]+", "#", text) for text in (alert, shown)]
+    assert without_numbers[0] in without_numbers[1]  # floating point differs a little between processors
+    step = re.search(r"step (\d+)\)", alert)
+    assert step
+    out = tmp_path / "divmon-demo"
+    assert (out / f"checkpoint-{step[1]}").is_dir()
+    assert (out / "formats.png").stat().st_size > 10_000
+    assert list(out.glob("wandb/offline-run-*/run-*.wandb"))
+    series = divmon.History.read(out).series("effective_formats", "sums")
+    assert series.values[-1] < 0.65 * series.values[0]
+
+
+@pytest.mark.trainer
+def test_the_healthy_twin_stays_silent(tmp_path: Path) -> None:
+    said = demo(tmp_path, "--healthy", "--steps", "40")
+    assert "No alarm in 40 steps" in said
+    assert not list(divmon.History.read(tmp_path / "divmon-demo-healthy").events())
