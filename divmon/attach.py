@@ -5,9 +5,12 @@ The module is not called watch: `divmon.watch` is the function, and a sub-module
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from typing import Any, Unpack
 
 from divmon.callback import DiversityCallback
+from divmon.compat import StopTraining, own_loop
 from divmon.config import SettingsKwargs
 
 
@@ -28,4 +31,23 @@ def watch(trainer: Any, probes: Any = None, **settings: Unpack[SettingsKwargs]) 
     callback = DiversityCallback(probes, **settings)
     callback.attach(trainer)
     trainer.add_callback(callback)
+    if own_loop(trainer):
+        callback.catches_stop = True
+        trainer.train = _stoppable(trainer)
     return callback
+
+
+def _stoppable(trainer: Any) -> Callable[..., Any]:
+    """`trainer.train` that returns cleanly, its callbacks told, when an alarm has stopped it."""
+    train = trainer.train
+
+    @functools.wraps(train)
+    def stoppable(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return train(*args, **kwargs)
+        except StopTraining:
+            handler = trainer.callback_handler
+            trainer.control = handler.on_train_end(trainer.args, trainer.state, trainer.control)
+            return None
+
+    return stoppable

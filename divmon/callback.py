@@ -40,6 +40,8 @@ class DiversityCallback(TrainerCallback):  # type: ignore[misc]
         self.plan = plan(probes if isinstance(probes, Settings) and not settings else Settings.make(values))
         self.trainer: Any = None
         self.session: Session | None = None
+        self.catches_stop = False  # whether somebody around train() catches StopTraining
+        self._stopping = False
         self._boundary = Health(strict=self.plan.settings.strict)
 
     def attach(self, trainer: Any) -> None:
@@ -65,7 +67,13 @@ class DiversityCallback(TrainerCallback):  # type: ignore[misc]
         self.trainer = self.trainer or compat.find_trainer()
         if self.trainer is None:
             raise ConfigError("divmon found no trainer around this callback. Use divmon.watch(trainer, ...) instead.")
-        session = None
+        wants_stop = any("stop" in rule.actions for rule in self.plan.rules)
+        if wants_stop and compat.own_loop(self.trainer) and not self.catches_stop:
+            raise ConfigError(
+                f"{type(self.trainer).__name__} ignores the stop flag of callbacks. Use divmon.watch(trainer, ...) "
+                "before trainer.train() instead of callbacks=[...], or remove 'stop' from the alarms."
+            )
+        self._stopping, session = False, None
         with self._boundary.shield("monitor", "start"):
             session = start(
                 self.plan, self.trainer, model=kwargs["model"], processing_class=kwargs.get("processing_class")
@@ -81,9 +89,29 @@ class DiversityCallback(TrainerCallback):  # type: ignore[misc]
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Evaluate when due, and do what a firing alarm asks for."""
-        if self.session is not None and self.session.due(state.global_step):
-            with self._boundary.shield("monitor", "step"):
+        if self.session is None:
+            return
+        with self._boundary.shield("monitor", "step"):
+            if self.session.rollouts is not None:
+                self.session.rollouts.evaluate()
+            if self.session.due(state.global_step):
                 self._apply(self.session.evaluate(state.global_step), control)
+
+    def on_evaluate(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, metrics: Any = None, **_: Any
+    ) -> None:
+        """Add ``eval_divmon/<domain>/<metric>``, so that `metric_for_best_model` and early stopping can use them."""
+        if self.session is None or metrics is None:
+            return
+        with self._boundary.shield("monitor", "evaluate"):
+            if state.global_step > self.session.last_step:
+                self._apply(self.session.evaluate(state.global_step), control)
+            metrics.update({f"eval_divmon/{key}": value for key, value in self.session.latest.items()})
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """End a loop that ignores the stop flag, now that its checkpoint is written."""
+        if self._stopping and self.session is not None and compat.own_loop(self.trainer):
+            raise compat.StopTraining
 
     def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Evaluate the final policy, if it was not, and close the sinks."""
@@ -101,5 +129,5 @@ class DiversityCallback(TrainerCallback):  # type: ignore[misc]
             if action.kind in ("save", "stop"):
                 control.should_save = True  # a stop without a checkpoint would lose the run
             if action.kind == "stop":
-                control.should_training_stop = True
+                control.should_training_stop = self._stopping = True
                 log.warning("divmon stops training because of the alarm %r: %s", action.alarm, action.reason)

@@ -45,6 +45,12 @@ def _parser() -> argparse.ArgumentParser:
     measure.add_argument("--out", type=Path, help="also record a run there")
     measure.set_defaults(run=_measure)
 
+    report = commands.add_parser("report", help="one HTML page about a recorded run: what collapsed, when, how sure")
+    report.add_argument("folder", type=Path, metavar="RUN", help="the folder of the run")
+    report.add_argument("other", type=Path, metavar="RUN2", nargs="?", help="a second run to set beside it")
+    report.add_argument("--out", type=Path, help="the file to write (default: report.html in RUN)")
+    report.set_defaults(run=_report)
+
     metrics = commands.add_parser("metrics", help="list the metrics")
     metrics.add_argument("--markdown", action="store_true", help="as a Markdown table")
     metrics.set_defaults(run=_metrics)
@@ -77,6 +83,13 @@ def _measure(args: argparse.Namespace) -> int:
     console = as_sink("console")
     console.emit(monitor.observe(batch))
     console.close()
+    return 0
+
+
+def _report(args: argparse.Namespace) -> int:
+    from divmon.report import write
+
+    print(write(args.folder, other=args.other, out=args.out or args.folder / "report.html"))
     return 0
 
 

@@ -13,6 +13,7 @@ from types import FrameType
 from typing import Any
 
 from divmon.errors import ConfigError
+from divmon.records import Decoding
 
 
 def find_trainer() -> Any | None:
@@ -135,6 +136,36 @@ def refuse_sharding(trainer: Any) -> None:
     deepspeed = getattr(getattr(accelerator, "state", None), "deepspeed_plugin", None)
     if deepspeed is not None and getattr(deepspeed, "zero_stage", 0) == 3:
         raise ConfigError(f"ZeRO-3 shards every weight, so a callback cannot generate. Use ZeRO-2. {instead}.")
+
+
+def rollout_settings(trainer: Any) -> tuple[int, list[float], Decoding]:
+    """Completions a prompt, reward weights, and decoding of what a trainer generates."""
+    args = trainer.args
+    group = 1  # PPO, which has no reward functions
+    if hasattr(trainer, "reward_funcs"):
+        group = int(getattr(trainer, "num_generations", None) or 2)  # OnlineDPO draws two and names no number
+    weights = getattr(trainer, "reward_weights", None)
+    found = len(getattr(trainer, "reward_funcs", None) or [])
+    decoding = Decoding(
+        temperature=float(getattr(args, "temperature", 1.0)),
+        top_p=float(getattr(args, "top_p", 1.0) or 1.0),
+        max_new_tokens=completion_cap(trainer, 1_000_000),
+    )
+    return group, [1.0] * found if weights is None else [float(w) for w in weights], decoding
+
+
+class StopTraining(Exception):
+    """Ends a training loop that ignores the stop flag. `watch` catches it around ``trainer.train()``."""
+
+
+def own_loop(trainer: Any) -> bool:
+    """Whether `trainer` trains in a loop of its own (TRL's PPO), which ignores the stop flag of callbacks.
+
+    Goes with TRL's PPO, whose last release is 1.12.
+    """
+    from transformers import Trainer
+
+    return type(trainer).train is not Trainer.train
 
 
 def reward_functions(trainer: Any) -> list[tuple[Any, float]]:

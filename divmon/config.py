@@ -47,6 +47,7 @@ class SettingsKwargs(TypedDict, total=False):
     run_dir: str | Path | None
     chat: bool | None
     batch_size: int | None
+    rollouts: bool
     strict: bool
 
 
@@ -70,10 +71,12 @@ class Settings:
         formats: Your own formats: a function of a text, or a mapping from label to regular expression.
         encoder: A sentence-transformers name, ``"offline"`` for the packaged MiniLM, or a function of a list of texts.
             Adds `semantic_distance`.
-        sinks: ``"console"``, ``"wandb"``, or functions of an `Observation`. None: the console, and W&B when it is on.
+        sinks: ``"console"``, ``"wandb"``, ``"trackio"``, or functions of an `Observation`. None: the console, and
+            what the trainer reports to.
         run_dir: Where the history goes. None: ``divmon`` inside the trainer's output folder.
         chat: Wrap plain-text prompts as one user message. None: when the trainer's own data is conversational.
         batch_size: Completions drawn at once. None: found by trying.
+        rollouts: Also measure what an RL trainer generates itself, every step, as a series of its own.
         strict: Let divmon's own failures stop training; for tests.
 
     Raises:
@@ -97,14 +100,13 @@ class Settings:
     run_dir: str | Path | None = None
     chat: bool | None = None
     batch_size: int | None = None
+    rollouts: bool = True
     strict: bool = False
 
     def __post_init__(self) -> None:
         _positive_integers(self, ("k", "every", "max_new_tokens", "batch_size"))
-        for name in ("temperature", "top_p", "correct_at"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
-                raise ConfigError(f"{name} must be a number, not {value!r}.")
+        _numbers(self, ("temperature", "top_p", "correct_at"))
+        _switches(self)
         if not self.temperature > 0:
             raise ConfigError(
                 f"temperature must be above 0, not {self.temperature}: at 0 every completion is the same."
@@ -117,8 +119,6 @@ class Settings:
             raise ConfigError(f"seed must be an integer, not {self.seed!r}.")
         if self.run_dir is not None and not isinstance(self.run_dir, (str, Path)):
             raise ConfigError(f"run_dir must be the path of a folder, not {self.run_dir!r}.")
-        if self.chat not in (None, True, False) or self.strict not in (True, False):
-            raise ConfigError(f"chat and strict must be true or false, not {self.chat!r} and {self.strict!r}.")
 
     @classmethod
     def make(cls, values: Mapping[str, Any], *, where: str = "") -> Settings:
@@ -290,8 +290,27 @@ def _listed(name: str, value: Any) -> list[Any]:
 def _positive_integers(settings: Settings, names: Iterable[str]) -> None:
     for name in names:
         value = getattr(settings, name)
-        if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
+        if value is None and name != "k":
+            continue
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
             raise ConfigError(f"{name} must be a whole number of at least 1, not {value!r}.")
+
+
+def _numbers(settings: Settings, names: Iterable[str]) -> None:
+    for name in names:
+        value = getattr(settings, name)
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+            raise ConfigError(f"{name} must be a number, not {value!r}.")
+
+
+def _switches(settings: Settings) -> None:
+    """The word "no" counts as true in Python."""
+    for setting in fields(settings):
+        value = getattr(settings, setting.name)
+        if setting.name == "chat" and value is None:
+            continue
+        if (setting.name == "chat" or isinstance(setting.default, bool)) and not isinstance(value, bool):
+            raise ConfigError(f"{setting.name} must be true or false, not {value!r}.")
 
 
 __all__ = ["Plan", "Settings", "SettingsKwargs", "check_domains", "plan"]

@@ -61,7 +61,8 @@ class Monitor:
         lenses: Quality, encoder and format classifier.
         history: Where to record; None keeps nothing on disk.
         health: Where failures are counted.
-        keep_completions: Write completions beside the history.
+        keep_completions: Write completions beside the history (those of the baseline are always kept).
+        intervals: Bootstrap every number; that takes most of the measuring time.
 
     The first batch observed is the baseline: its quantities (idf, format shares, difficulty bins) are frozen, and
     drops are measured from it.
@@ -76,6 +77,7 @@ class Monitor:
         history: History | None = None,
         health: Health | None = None,
         keep_completions: bool = True,
+        intervals: bool = True,
     ) -> None:
         self.metrics = tuple(metrics)
         self.rules = tuple(rules)
@@ -83,6 +85,7 @@ class Monitor:
         self.history = history
         self.health = health or Health()
         self.keep_completions = keep_completions
+        self.intervals = intervals
         self.alarms = Alarms(self.rules)
         self._baseline: MetricContext | None = None
         self._last: tuple[Measurement, ...] = ()
@@ -142,9 +145,8 @@ class Monitor:
         lenses = self.lenses
         quality = None
         with self.health.shield("quality"):
-            if (
-                lenses.judge != "rewards" or batch.rewards is not None
-            ):  # gold answers do not stand in for failed rewards
+            # gold answers do not stand in for rewards that failed: another judge is another series
+            if lenses.judge != "rewards" or batch.rewards is not None:
                 quality, errors = judge(batch, lenses.quality)
                 if errors:
                     self.health.failed("quality", lenses.judge, errors[0])
@@ -165,10 +167,10 @@ class Monitor:
         batch = context.batch
         domains = [*batch.domains, OVERALL] if len(batch.domains) > 1 else list(batch.domains)
         failed = missing(batch, "the metric failed; see divmon/health/metric_failures")
-        found = [summarise(failed, batch.rows(domain)) for domain in domains]
+        found = [summarise(failed, batch.rows(domain), intervals=False) for domain in domains]
         with self.health.shield("metric", metric.name), np.errstate(divide="ignore", invalid="ignore"):
             result = evaluate(metric, context)
-            found = [summarise(result, batch.rows(domain)) for domain in domains]
+            found = [summarise(result, batch.rows(domain), intervals=self.intervals) for domain in domains]
         aggregator = "agg:mean" if metric.scope == "per_prompt" else "agg:pooled"
         signature = "|".join(filter(None, (metric.signature, self._lens(metric), aggregator, batch.signature)))
         return [
@@ -186,24 +188,27 @@ class Monitor:
 
     def _record(self, evaluation: Evaluation, batch: SampleBatch | None) -> None:
         if self.history is not None:
+            first = self._baseline is not None and batch is self._baseline.batch
             with self.health.shield("disk", str(self.history.path)):
-                self.history.append(evaluation, batch if self.keep_completions else None)
+                self.history.append(evaluation, batch if self.keep_completions or first else None)
 
 
-def summarise(result: Result, rows: np.ndarray) -> Measurement:
+def summarise(result: Result, rows: np.ndarray, *, intervals: bool = True) -> Measurement:
     """The value, interval and reason of `result` over the prompts `rows` (step, domain and metric left empty)."""
     if not isinstance(result, PerPrompt):
         parts = result.parts[rows]
         with np.errstate(divide="ignore", invalid="ignore"):
             value = float(result.combine(parts)) if len(rows) else math.nan
-        low, high = pooled_interval(parts, result.combine) if not math.isnan(value) else (math.nan, math.nan)
+        low, high = math.nan, math.nan
+        if intervals and not math.isnan(value):
+            low, high = pooled_interval(parts, result.combine)
         details = result.details(parts) if result.details is not None else {}
         reason = result.reason if math.isnan(value) else None
         return Measurement(0, "", "", value, low, high, n=len(rows), reason=reason, details=details)
     values = result.values[rows]
     known = values[~np.isnan(values)]
     reasons = [*(result.reasons[i] for i in rows if result.reasons[i]), "undefined on these completions"]
-    low, high = mean_interval(values)
+    low, high = mean_interval(values) if intervals else (math.nan, math.nan)
     mean = float(known.mean()) if known.size else math.nan
     reason = reasons[0] if math.isnan(mean) else None
     measured = Measurement(0, "", "", mean, low, high, int(known.size), reason=reason, details=result.details)

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import logging
+import math
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from divmon import compat
+from divmon import compat, rollouts
 from divmon.alarms import dump_rules
 from divmon.config import EVALUATIONS, LENGTH_CAP, OWN_DOMAIN, OWN_PROBES, Plan, check_domains
 from divmon.errors import ConfigError, ProbeError
@@ -19,11 +20,14 @@ from divmon.history import History
 from divmon.monitor import Monitor
 from divmon.probes import ProbeSet
 from divmon.records import Action, Observation, SampleBatch
+from divmon.rollouts import RolloutWatch
 from divmon.samplers.base import Sampler
 from divmon.samplers.generate import GenerateSampler
 from divmon.samplers.ranks import Ranks, merge
 from divmon.samplers.rewards import TrainerRewards
-from divmon.sinks import ConsoleSink, Sink, WandbSink
+from divmon.sinks import ConsoleSink, ReporterSink, Sink, TrackioSink, WandbSink
+from divmon.sinks.reporters import reporters
+from divmon.sinks.trackio import open_run
 
 log = logging.getLogger("divmon")
 
@@ -41,7 +45,9 @@ class Session:
         every: Steps between evaluations.
         ranks: This process among the others.
         rewards: Adds rewards to a batch; None when the user did not ask for them.
+        rollouts: Measures what the trainer generates itself; None where it generates nothing.
         last_step: The newest step evaluated, here or before a resume.
+        latest: ``domain/metric`` to value at that step, on every rank; only what could be measured.
     """
 
     probes: ProbeSet
@@ -52,7 +58,9 @@ class Session:
     every: int
     ranks: Ranks = field(default_factory=Ranks)
     rewards: Callable[[SampleBatch], SampleBatch] | None = None
+    rollouts: RolloutWatch | None = None
     last_step: int = -1
+    latest: Mapping[str, float] = field(default_factory=dict)
     started: float = field(default_factory=time.perf_counter)
 
     def due(self, step: int) -> bool:
@@ -73,7 +81,9 @@ class Session:
                         observation = self.monitor.missed(step, health=timings)
                     else:
                         observation = self.monitor.observe(batch, health=timings)
-        actions = self.ranks.broadcast(observation.actions)  # before the sinks: no rank waits for a tracker
+        values = {m.key: m.value for m in observation.measurements if math.isfinite(m.value)}
+        # before the sinks: no rank waits for a tracker
+        actions, self.latest = self.ranks.broadcast((observation.actions, values))
         self._emit(observation)
         return actions
 
@@ -115,6 +125,8 @@ class Session:
 
     def close(self) -> None:
         """Write what is left and close the sinks."""
+        if self.rollouts is not None:
+            self.rollouts.close()
         if self.monitor.history is not None:
             with self.health.shield("disk", "close"):
                 self.monitor.history.flush()
@@ -150,12 +162,16 @@ def start(plan: Plan, trainer: Any, *, model: Any, processing_class: Any) -> Ses
     if rewards is not None and not compat.reward_functions(trainer):
         raise ConfigError("quality='rewards', but this trainer has no reward functions. Pass quality=your_function.")
     monitor = Monitor(plan.metrics, rules=plan.rules, lenses=plan.lenses, health=health)
-    sinks = plan.sinks if plan.sinks is not None else default_sinks(args, plan)
+    sinks = plan.sinks if plan.sinks is not None else default_sinks(trainer, plan)
     every = settings.every or max(1, -(-int(trainer.state.max_steps) // EVALUATIONS))
     session = Session(probes, sampler, monitor, sinks, health, every, ranks, rewards)
+    twins = [WandbSink(metrics=rollouts.WATCHED, table_rows=0) for sink in sinks if sink.name == "wandb"]
+    session.rollouts = rollouts.start(plan, trainer, ranks=ranks, health=health, sinks=twins, decode=tokenizer.decode)
     if session.ranks.main:
         path = Path(settings.run_dir or Path(args.output_dir) / "divmon")
         _open_history(session, path, plan, trainer.state.global_step)
+        if session.rollouts is not None:
+            rollouts.record(session.rollouts, path, resumed=session.last_step >= 0)
         _announce(session, plan)
     return session
 
@@ -168,6 +184,9 @@ def choose_probes(plan: Plan, trainer: Any, tokenizer: Any) -> ProbeSet:
         try:
             if rows is None:
                 raise ProbeError("The trainer has no training data.")
+            prompts_only = compat.own_loop(trainer)  # PPO's rows hold nothing but tokenised prompts
+            if prompts_only and "input_ids" in rows.column_names:
+                rows = rows.rename_column("input_ids", "prompt_ids")
             return ProbeSet.from_rows(rows, domain=OWN_DOMAIN, limit=OWN_PROBES, decode=tokenizer.decode)
         except ProbeError as error:
             log.warning(
@@ -178,13 +197,19 @@ def choose_probes(plan: Plan, trainer: Any, tokenizer: Any) -> ProbeSet:
     return probes.as_chat() if (chat if chat is not None else compat.is_conversational(rows)) else probes
 
 
-def default_sinks(args: Any, plan: Plan) -> tuple[Sink, ...]:
-    """The console, and W&B where the trainer reports to it or a run is open."""
-    reports = args.report_to if isinstance(args.report_to, (list, tuple)) else [args.report_to]
+def default_sinks(trainer: Any, plan: Plan) -> tuple[Sink, ...]:
+    """The console, and what the trainer reports to: W&B and trackio (also where a run is open), other reporters."""
+    reports = trainer.args.report_to
+    reports = reports if isinstance(reports, (list, tuple)) else [reports]
     wandb = sys.modules.get("wandb")
-    on = "wandb" in reports or getattr(wandb, "run", None) is not None
-    console = ConsoleSink()
-    return (console, WandbSink(classifier=plan.lenses.classifier)) if on else (console,)
+    sinks: list[Sink] = [ConsoleSink()]
+    if "wandb" in reports or getattr(wandb, "run", None) is not None:
+        sinks.append(WandbSink(classifier=plan.lenses.classifier))
+    if "trackio" in reports or open_run() is not None:
+        sinks.append(TrackioSink(classifier=plan.lenses.classifier))
+    if reporters(trainer):
+        sinks.append(ReporterSink(trainer))
+    return tuple(sinks)
 
 
 def _open_history(session: Session, path: Path, plan: Plan, step: int) -> None:
@@ -208,8 +233,13 @@ def _announce(session: Session, plan: Plan) -> None:
         f"divmon watches {len(session.probes)} prompts x {plan.settings.k} completions every {session.every} steps "
         f"({domains}); history in {session.monitor.history.path if session.monitor.history else 'memory only'}"
     ]
-    if plan.sinks is None and not any(sink.name == "wandb" for sink in session.sinks):
-        lines.append("       for curves beside your loss, set report_to='wandb' in the trainer's arguments")
+    if plan.sinks is None and len(session.sinks) == 1:
+        lines.append(
+            "       for curves beside your loss, set report_to='wandb', 'trackio' (no account needed) or 'tensorboard' "
+            "in the trainer's arguments"
+        )
+    if any(sink.name == "trackio" for sink in session.sinks):
+        lines.append("       curves: `trackio show`, with train/global_step as the x axis")
     if plan.settings.quality is None and not any(probe.gold for probe in session.probes):
         lines.append(
             "       nothing judges completions: quality=f(probe, completion) would add pass@1, coverage, quality by "

@@ -61,7 +61,7 @@ def main() -> None:
             logging_strategy="no",  # a row of 30 numbers a step would hide what is to be seen here
             save_strategy="no",  # divmon saves when the alarm fires
             report_to="none",  # "wandb" draws divmon's curves beside the reward
-            bf16=False,  # TRL's default needs a GPU
+            bf16=False,  # full precision; TRL's default is bfloat16
             use_cpu=True,
             disable_tqdm=True,
         ),

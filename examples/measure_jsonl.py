@@ -4,7 +4,7 @@ The file is JSON Lines in the shape of GSM8K's example_model_solutions.jsonl: a 
 column a model with {"is_correct", "solution"}. All models' solutions of a question are measured together: do they
 differ, in which formats are they written, how many are right? Without a file, a small one is written and measured.
 
-    python examples/measure_jsonl.py
+    python examples/measure_jsonl.py        # a second
     python examples/measure_jsonl.py example_model_solutions.jsonl --out runs/gsm8k
 """
 
@@ -17,6 +17,7 @@ from pathlib import Path
 from divmon import METRICS, History, Monitor
 from divmon.samplers.file import batch_from_rows
 
+THINGS = ("apples", "boats", "cats", "doors", "eggs", "flags", "goats", "hats", "inks", "jars", "kites", "lamps")
 SAMPLES = {  # three models, each with a way of writing and a share of right answers
     "careful": ("Start with {a}.\nAdd {b}: {a} + {b} = <<{a}+{b}={x}>>{x}.\nA: {x}", 0.9),
     "terse": ("{a} + {b} = {x}\nA: {x}", 0.7),
@@ -28,7 +29,7 @@ def write_sample(path: Path) -> Path:
     """Twelve problems of our own making, answered by three imagined models."""
     rng = random.Random(0)
     lines = []
-    for thing in "apples boats cats doors eggs flags goats hats inks jars kites lamps".split():
+    for thing in THINGS:
         a, b = rng.randint(2, 40), rng.randint(2, 40)
         row = {"question": f"{a} {thing} are here and {b} come. How many {thing} are here now?"}
         row["ground_truth"] = f"A: {a + b}"

@@ -3,7 +3,7 @@
 The tiny packaged model answers sums in four formats. TRL's SFTTrainer trains it on bullet lists only. divmon probes
 it on the trainer's own prompts; its default alarms warn and never touch the training.
 
-    python examples/sft.py                  # offline, on a CPU
+    python examples/sft.py                  # offline, on a CPU, about half a minute
     python examples/sft.py --steps 20 --out runs/short
 """
 
@@ -23,7 +23,7 @@ from divmon.demo.training import load_model, load_tokenizer
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=50)
+    parser.add_argument("--steps", type=int, default=30)
     parser.add_argument("--out", type=Path, default=Path("runs/sft"))
     args = parser.parse_args()
 
@@ -38,17 +38,17 @@ def main() -> None:
             per_device_train_batch_size=8,
             learning_rate=3e-4,
             lr_scheduler_type="constant",
-            logging_steps=25,
+            logging_steps=10,
             save_strategy="no",
             report_to="none",  # "wandb" draws divmon's curves beside the loss
-            bf16=False,  # TRL's default needs a GPU
+            bf16=False,  # full precision; TRL's default is bfloat16
             use_cpu=True,
             disable_tqdm=True,
         ),
         callbacks=[
             divmon.DiversityCallback(  # <- divmon
                 every=5,  # <- divmon: steps between evaluations
-                formats=sums.label,  # <- divmon: names the format of a text; without it, 20 built-in formats are told apart
+                formats=sums.label,  # <- divmon: text -> name of its format; the default knows 20 general ones
             )  # <- divmon
         ],
     )

@@ -55,7 +55,9 @@ def batch(step, texts=("m", "n")):
 
 def evaluation(step, *, signature="s", value=None):
     found = math.sin(step) if value is None else value
-    measured = Measurement(step, "x", "m", found, found - 0.1, math.inf, 2, signature, (found, math.nan), None, {"a": 1})
+    measured = Measurement(
+        step, "x", "m", found, found - 0.1, math.inf, 2, signature, (found, math.nan), None, {"a": 1}
+    )
     missing = Measurement(step, "y", "m", math.nan, n=0, signature="t", reason=HOSTILE[1])
     event = AlarmEvent(step, "narrow", "x", "m", "firing", "critical", found, actions=("save",), message=HOSTILE[3])
     return Evaluation(step, (measured, missing), (event,), {"seconds": 0.5, "nothing": math.nan})
@@ -405,7 +407,18 @@ def test_a_damaged_run_json(tmp_path, content):
 
 @pytest.mark.parametrize(
     "line",
-    [b"{", b"\x00" * 30, b"", b"null", b"[]", b"{}", b'"x"', b"\xff", b'{"step": 4}', b'{"step": 4, "measurements": [1]}'],
+    [
+        b"{",
+        b"\x00" * 30,
+        b"",
+        b"null",
+        b"[]",
+        b"{}",
+        b'"x"',
+        b"\xff",
+        b'{"step": 4}',
+        b'{"step": 4, "measurements": [1]}',
+    ],
 )
 def test_a_damaged_line_before_the_last_is_named(tmp_path, line):
     run(tmp_path)
@@ -427,5 +440,15 @@ def test_damaged_probes_are_named(tmp_path):
 
 def test_the_end_of_the_last_line_is_found_in_long_files(monkeypatch):
     monkeypatch.setattr(history_module, "_BLOCK", 4)
-    for data in (b"", b"\n", b"abc", b"abc\n", b"abcdefgh\nij", b"abcd\n" + b"x" * 9, b"x" * 12, b"a\nb\nc", b"abcdefg\n"):
+    for data in (
+        b"",
+        b"\n",
+        b"abc",
+        b"abc\n",
+        b"abcdefgh\nij",
+        b"abcd\n" + b"x" * 9,
+        b"x" * 12,
+        b"a\nb\nc",
+        b"abcdefg\n",
+    ):
         assert history_module._complete_bytes(io.BytesIO(data)) == data.rfind(b"\n") + 1

@@ -33,7 +33,9 @@ texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=8) | st.sampl
 )
 numbers = st.floats(allow_nan=True, allow_infinity=True)
 plain = st.none() | st.booleans() | st.integers(-9, 9) | st.floats(allow_nan=False, allow_infinity=False) | texts
-columns = st.dictionaries(texts, st.recursive(plain, lambda inner: st.lists(inner, max_size=2), max_leaves=3), max_size=3)
+columns = st.dictionaries(
+    texts, st.recursive(plain, lambda inner: st.lists(inner, max_size=2), max_leaves=3), max_size=3
+)
 measurements = st.builds(
     Measurement,
     step=st.integers(-1, 10**9),
@@ -75,8 +77,7 @@ probes = st.builds(
 )
 
 
-settings.register_profile("records", max_examples=50, deadline=None)
-settings.load_profile("records")
+few = settings(max_examples=50, deadline=None)
 
 
 def there_and_back(record):
@@ -91,25 +92,25 @@ def same(a, b):
 
 
 @given(measurements)
-@settings(deadline=None)
+@few
 def test_measurements(record):
     assert same(measurement_from_json(there_and_back(record)), record)
 
 
 @given(events)
-@settings(deadline=None)
+@few
 def test_events(record):
     assert same(event_from_json(there_and_back(record)), record)
 
 
 @given(probes)
-@settings(deadline=None)
+@few
 def test_probes(record):
     assert same(_probe_from_json(there_and_back(record)), record)
 
 
 @given(st.lists(probes, min_size=1, max_size=3, unique_by=lambda probe: probe.id))
-@settings(deadline=None)
+@few
 def test_the_fingerprint_of_a_probe_set_survives_too(found):
     found = [replace(probe, domain=probe.domain if probe.domain != OVERALL else "x") for probe in found]
     again = [_probe_from_json(there_and_back(probe)) for probe in found]
@@ -125,7 +126,7 @@ def test_decoding_and_actions(temperature, top_p, cap, key):
 
 
 @given(st.lists(measurements, max_size=2), st.lists(events, max_size=2), st.dictionaries(texts, numbers, max_size=3))
-@settings(deadline=None)
+@few
 def test_evaluations(found, told, health):
     record = Evaluation(7, tuple(found), tuple(told), health)
     assert same(_evaluation_from_json(there_and_back(record)), record)
@@ -158,7 +159,7 @@ def batches(draw):
 
 
 @given(batches())
-@settings(deadline=None)
+@few
 def test_batches(batch):
     rows = [there_and_back(row) for row in _batch_rows(batch)]
     again = _batch_from_rows(rows, batch.probes)
@@ -192,7 +193,7 @@ def test_what_numpy_makes_becomes_plain():
 @pytest.mark.parametrize("value", [0.1, -0.0, 5e-324, 1.7976931348623157e308, math.inf, -math.inf, math.nan])
 def test_floats_come_back_to_the_bit(value):
     back = float_from_json(there_and_back({"v": value})["v"])
-    assert np.float64(back).tobytes() == np.float64(value).tobytes() or math.isnan(value) and math.isnan(back)
+    assert np.float64(back).tobytes() == np.float64(value).tobytes() or (math.isnan(value) and math.isnan(back))
 
 
 def test_details_come_back_as_plain_json():

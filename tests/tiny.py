@@ -58,20 +58,20 @@ def trainer(out: Path, *, callbacks: Any = (), **more: Any) -> Trainer:
     )  # fmt: skip
 
 
-def sft(out: Path, *, callbacks: Any = (), **more: Any) -> Trainer:
+def sft(out: Path, *, callbacks: Any = (), peft: Any = None, **more: Any) -> Trainer:
     rows = Dataset.from_list([{"prompt": p, "completion": f"the sum is {len(p)}"} for p in PROMPTS])
     return SFTTrainer(
         model=gpt2(), args=SFTConfig(**arguments(out, **more)), train_dataset=rows, processing_class=tokenizer(),
-        callbacks=list(callbacks),
+        callbacks=list(callbacks), peft_config=peft, eval_dataset=rows.select(range(4)),
     )  # fmt: skip
 
 
-def dpo(out: Path, *, callbacks: Any = (), **more: Any) -> Trainer:
+def dpo(out: Path, *, callbacks: Any = (), peft: Any = None, **more: Any) -> Trainer:
     rows = Dataset.from_list([{"prompt": p, "chosen": "- 1 - 2", "rejected": "the sum"} for p in PROMPTS])
     settings = arguments(out, disable_dropout=False, **more)
     return DPOTrainer(
-        model=gpt2(), ref_model=gpt2(), args=DPOConfig(**settings), train_dataset=rows, processing_class=tokenizer(),
-        callbacks=list(callbacks),
+        model=gpt2(), ref_model=None if peft else gpt2(), args=DPOConfig(**settings), train_dataset=rows,
+        processing_class=tokenizer(), callbacks=list(callbacks), peft_config=peft,
     )  # fmt: skip
 
 
@@ -79,12 +79,12 @@ def shortness(completions: list[str], **_: Any) -> list[float]:
     return [-len(text) / 10 for text in completions]
 
 
-def grpo(out: Path, *, callbacks: Any = (), **more: Any) -> Trainer:
+def grpo(out: Path, *, callbacks: Any = (), peft: Any = None, **more: Any) -> Trainer:
     rows = Dataset.from_list([{"prompt": p, "answer": str(i)} for i, p in enumerate(PROMPTS)])
     settings = arguments(out, **{"num_generations": 4, "max_completion_length": 12, **more})
     return GRPOTrainer(
         model=gpt2(), args=GRPOConfig(**settings), train_dataset=rows, processing_class=tokenizer(),
-        reward_funcs=shortness, callbacks=list(callbacks),
+        reward_funcs=shortness, callbacks=list(callbacks), peft_config=peft,
     )  # fmt: skip
 
 
@@ -104,3 +104,44 @@ def rows(run: Trainer) -> list[dict[str, Any]]:
     """Every row the trainer logged, without timings."""
     timed = ("runtime", "per_second", "step_time", "time")
     return [{k: v for k, v in row.items() if not any(t in k for t in timed)} for row in run.state.log_history]
+
+
+def kto(out: Path, *, callbacks: Any = (), **more: Any) -> Trainer:
+    from trl import KTOConfig, KTOTrainer
+
+    rows = Dataset.from_list(
+        [
+            {"prompt": p, "completion": "- 1" if i % 2 else "the sum", "label": bool(i % 2)}
+            for i, p in enumerate(PROMPTS)
+        ]
+    )
+    settings = arguments(out, disable_dropout=False, **more)
+    return KTOTrainer(
+        model=gpt2(), ref_model=gpt2(), args=KTOConfig(**settings), train_dataset=rows, processing_class=tokenizer(),
+        callbacks=list(callbacks),
+    )  # fmt: skip
+
+
+def rloo(out: Path, *, callbacks: Any = (), **more: Any) -> Trainer:
+    from trl import RLOOConfig, RLOOTrainer
+
+    rows = Dataset.from_list([{"prompt": p, "answer": str(i)} for i, p in enumerate(PROMPTS)])
+    settings = arguments(out, **{"num_generations": 4, "max_completion_length": 12, "beta": 0.0, **more})
+    return RLOOTrainer(
+        model=gpt2(), args=RLOOConfig(**settings), train_dataset=rows, processing_class=tokenizer(),
+        reward_funcs=shortness, callbacks=list(callbacks),
+    )  # fmt: skip
+
+
+def online_dpo(out: Path, *, callbacks: Any = (), **more: Any) -> Trainer:
+    from trl.experimental.online_dpo import OnlineDPOConfig, OnlineDPOTrainer
+
+    rows = Dataset.from_list([{"prompt": p} for p in PROMPTS])
+    settings = arguments(out, **{"max_new_tokens": 12, "max_length": 64, **more})
+    return OnlineDPOTrainer(
+        model=gpt2(), ref_model=gpt2(), args=OnlineDPOConfig(**settings), train_dataset=rows,
+        processing_class=tokenizer(), reward_funcs=shortness, callbacks=list(callbacks),
+    )  # fmt: skip
+
+
+MORE_TRAINERS: dict[str, Callable[..., Trainer]] = {"kto": kto, "rloo": rloo, "online_dpo": online_dpo}

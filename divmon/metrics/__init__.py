@@ -25,7 +25,7 @@ from divmon.metrics.formats import (
     WINNER_GAP,
 )
 from divmon.metrics.lexical import DISTINCT, OPENING_DOMINANCE, SELF_BLEU, UNIQUE_FRACTION
-from divmon.metrics.quality import COVERAGE, MEAN_QUALITY, PASS_AT_1
+from divmon.metrics.quality import ALL_CORRECT, ALL_WRONG, COVERAGE, MEAN_QUALITY, PASS_AT_1
 from divmon.metrics.semantic import SEMANTIC_DISTANCE, TFIDF_DISTANCE
 from divmon.metrics.tails import TAIL_KL, TAIL_RATIO, TAIL_SHARE, TAIL_SHIFT
 
@@ -48,6 +48,8 @@ METRICS: dict[str, Metric] = {
         FORMAT_SHIFT,
         WINNER_GAP,
         PASS_AT_1,
+        ALL_CORRECT,
+        ALL_WRONG,
         COVERAGE,
         MEAN_QUALITY,
         TAIL_SHARE,

@@ -14,6 +14,8 @@ from divmon.metrics.base import Metric, MetricContext, PerPrompt, Result
 from divmon.records import Probe, SampleBatch
 
 __all__ = [
+    "ALL_CORRECT",
+    "ALL_WRONG",
     "COVERAGE",
     "MEAN_QUALITY",
     "PASS_AT_1",
@@ -148,6 +150,34 @@ def mean_quality(batch: SampleBatch, context: MetricContext) -> Result:
     return _over_judged(context, lambda quality, correct: float(quality.mean()))
 
 
+def all_correct(batch: SampleBatch, context: MetricContext) -> Result:
+    """1 where every judged completion of a prompt is correct, else 0 (over prompts: a share), neutral. float[P].
+
+    Such a group teaches a group-relative trainer nothing. What moves it: skill, K (more draws make it rarer).
+
+    >>> batch = SampleBatch(0, (Probe("a", "?"), Probe("b", "?")), (("1", "2"), ("1", "2")))
+    >>> all_correct(batch, MetricContext(batch, quality=[[1.0, 1.0], [1.0, 0.0]])).values.tolist()
+    [1.0, 0.0]
+
+    Source: groups without signal in GRPO, Shao et al. (2024), arXiv:2402.03300.
+    """
+    return _over_judged(context, lambda quality, correct: float(correct.all()))
+
+
+def all_wrong(batch: SampleBatch, context: MetricContext) -> Result:
+    """1 where no judged completion of a prompt is correct, else 0 (over prompts: a share), neutral. float[P].
+
+    One minus `coverage`: the prompts that produce no signal and no data. What moves it: skill, K.
+
+    >>> batch = SampleBatch(0, (Probe("a", "?"), Probe("b", "?")), (("1", "2"), ("1", "2")))
+    >>> all_wrong(batch, MetricContext(batch, quality=[[0.0, 0.0], [1.0, 0.0]])).values.tolist()
+    [1.0, 0.0]
+
+    Source: groups without signal in GRPO, Shao et al. (2024), arXiv:2402.03300.
+    """
+    return _over_judged(context, lambda quality, correct: float(not correct.any()))
+
+
 PASS_AT_1 = Metric(
     name="pass_at_1",
     fn=pass_at_1,
@@ -168,6 +198,28 @@ COVERAGE = Metric(
     needs=frozenset({"quality"}),
     min_k=1,
     source="Chen et al. 2021, arXiv:2107.03374",
+)
+
+ALL_CORRECT = Metric(
+    name="all_correct",
+    fn=all_correct,
+    summary="Share of prompts all of whose completions are correct: groups without signal.",
+    family="quality",
+    direction="neutral",
+    needs=frozenset({"quality"}),
+    min_k=1,
+    source="Shao et al. 2024, arXiv:2402.03300",
+)
+
+ALL_WRONG = Metric(
+    name="all_wrong",
+    fn=all_wrong,
+    summary="Share of prompts none of whose completions is correct: groups without signal.",
+    family="quality",
+    direction="neutral",
+    needs=frozenset({"quality"}),
+    min_k=1,
+    source="Shao et al. 2024, arXiv:2402.03300",
 )
 
 MEAN_QUALITY = Metric(

@@ -17,7 +17,7 @@ from divmon.errors import ProbeError, suggest
 from divmon.probes.rows import Decode, probes_from_rows
 from divmon.records import OVERALL, Probe
 
-PACKS = ("creative", "math")
+PACKS = ("creative", "math", "ideation", "opinion", "code", "rewrite")
 _STREAMED = 2048  # rows looked at in a data set that has no length
 
 
@@ -72,7 +72,7 @@ class ProbeSet:
         """Probes from whatever the user has.
 
         Args:
-            source: A ProbeSet; a pack name (``"creative"``, ``"math"``) or several joined by ``+``; a path to a
+            source: A ProbeSet; one of `PACKS` (``"creative"``), or several joined by ``+``; a path to a
                 ``.jsonl`` file; a Hub data set as ``"hub:owner/name"`` or ``"hub:owner/name:split"``; a
                 ``datasets.Dataset``; a list of texts, of chat messages, or of mappings.
             domain: For rows that name none.

@@ -23,7 +23,7 @@ class Change:
     Attributes:
         first: The first measurement with a value: what alarms call the baseline.
         last: The last one with a value.
-        low: Lower end of the 95 % interval of the change, prompt by prompt; NaN where values by prompt are not recorded.
+        low: Lower end of the 95 % interval of the change, prompt by prompt; NaN without values by prompt.
         high: Upper end.
     """
 
@@ -164,7 +164,7 @@ def cost(history: History) -> Cost:
         seconds = [row[name] for row in rows if math.isfinite(row.get(name, math.nan))]
         return sum(seconds) if seconds else math.nan
 
-    failures = {part: _count(history.evaluations, f"{part}_failures") for part in PARTS}
+    failures = {str(part): _count(history.evaluations, f"{part}_failures") for part in PARTS}
     kept = {part: n for part, n in failures.items() if n}
     return Cost(total("sample_seconds"), total("measure_seconds"), len(rows), kept)
 
@@ -187,5 +187,7 @@ def differing(a: str, b: str) -> str:
     'k:8 against k:4'
     """
     left, right = a.split("|"), b.split("|")
-    only = ["|".join(p for p in mine if p not in theirs) or "nothing" for mine, theirs in ((left, right), (right, left))]
+    only = [
+        "|".join(p for p in mine if p not in theirs) or "nothing" for mine, theirs in ((left, right), (right, left))
+    ]
     return f"{short(only[0], 120)} against {short(only[1], 120)}"

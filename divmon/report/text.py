@@ -21,6 +21,17 @@ NAMES = {
     "self_bleu": "self-BLEU",
 }
 
+MEANING = {
+    "tfidf_distance": "How differently completions of one prompt are worded. Lower: more alike.",
+    "semantic_distance": "How different they are in meaning, as an encoder sees it. Lower: more alike.",
+    "effective_formats": "How many formats are really in use. Lower: fewer.",
+    "format_dominance": "How much of everything the commonest format takes. Higher: it takes over.",
+    "pass_at_1": "Share of completions that are right. Not diversity, but what it may be traded for.",
+    "coverage": "Share of prompts with at least one right completion. Lower: problems drop out of reach.",
+    "token_entropy": "How unsure the next token is. Can rise while answers become alike: weigh it little.",
+    "length": "How long completions are.",
+}
+
 
 def visible(text: str) -> str:
     """`text` with control, direction, invisible, unassigned and lone surrogate characters spelled out.
@@ -62,6 +73,8 @@ def number(value: float) -> str:
     """
     if math.isnan(value):
         return "–"
+    if abs(value) < 1e-9:  # what rounding left of a zero
+        return "0"
     return f"{value:,.0f}" if 1000 <= abs(value) < 1e15 else f"{value:.3g}"
 
 
@@ -73,7 +86,7 @@ def signed(value: float) -> str:
     """
     if math.isnan(value):
         return "–"
-    return "±0" if value == 0 else ("+" if value > 0 else "−") + number(abs(value))
+    return "±0" if abs(value) < 1e-9 else ("+" if value > 0 else "−") + number(abs(value))
 
 
 def percent(share: float) -> str:
@@ -108,6 +121,11 @@ def placed(domain: str) -> str:
 def summary(metric: str) -> str:
     """The one sentence of the metrics table; empty for a user's own metric."""
     return METRICS[metric].summary if metric in METRICS else ""
+
+
+def meaning(metric: str) -> str:
+    """How to read a metric, in a sentence or two for a stranger."""
+    return MEANING.get(metric) or summary(metric) or "A metric of this run's own."
 
 
 def joined(items: list[str]) -> str:

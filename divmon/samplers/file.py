@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -65,10 +66,8 @@ def _probe(row: Mapping[str, Any], number: int, where: str) -> Probe:
     kept = {name: value for name, value in row.items() if name not in _MEASURED}
     if "question" in row:
         kept.setdefault("prompt", row["question"])
-    if kept.get("id") in (None, ""):
-        kept["id"] = f"line-{number:05d}"
     [probe] = probes_from_rows([kept], places=[where])
-    return probe
+    return probe if row.get("id") not in (None, "") else replace(probe, id=f"line-{number:05d}")
 
 
 def _texts(row: Mapping[str, Any], where: str) -> list[str]:

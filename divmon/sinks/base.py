@@ -15,6 +15,7 @@ from divmon.records import OVERALL, Observation, State
 # Where each named sink lives. Modules are loaded when asked for, so that naming one sink does not load the others.
 SINKS: dict[str, tuple[str, str]] = {
     "console": ("divmon.sinks.console", "ConsoleSink"),
+    "trackio": ("divmon.sinks.trackio", "TrackioSink"),
     "wandb": ("divmon.sinks.wandb", "WandbSink"),
 }
 

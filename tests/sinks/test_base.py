@@ -33,7 +33,7 @@ def curve_keys(observation: Observation, **kwargs: object) -> list[str]:
 def test_names_objects_and_functions_become_sinks():
     assert isinstance(as_sink("console"), ConsoleSink)
     assert isinstance(as_sink("wandb"), WandbSink)
-    assert set(SINKS) == {"console", "wandb"}
+    assert set(SINKS) == {"console", "trackio", "wandb"}
     sink = ConsoleSink()
     assert as_sink(sink) is sink
     seen: list[Observation] = []

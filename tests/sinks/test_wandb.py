@@ -13,8 +13,7 @@ import pytest
 from divmon.errors import ConfigError, MissingDependency
 from divmon.records import AlarmEvent, Measurement, Observation, Probe, SampleBatch
 from divmon.sinks import WandbSink
-from divmon.sinks import wandb as module
-from divmon.sinks.wandb import alert, sample_rows
+from divmon.sinks.samples import alert, sample_rows
 
 wandb = pytest.importorskip("wandb")
 METRICS = ("tfidf_distance", "effective_formats")
@@ -239,6 +238,6 @@ def test_bad_settings_fail_at_construction(monkeypatch):
         WandbSink(table_rows=-1)
     monkeypatch.delitem(sys.modules, "wandb")
     for spec in (None, importlib.util.spec_from_loader("wandb", loader=None)):  # not there; a folder of that name
-        monkeypatch.setattr(module.importlib.util, "find_spec", lambda name, spec=spec: spec)
+        monkeypatch.setattr(importlib.util, "find_spec", lambda name, spec=spec: spec)
         with pytest.raises(MissingDependency, match="pip install wandb"):
             WandbSink()

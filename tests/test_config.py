@@ -1,0 +1,258 @@
+"""Law 7, first half: a setting that cannot work fails at construction, with a message that says what to write."""
+
+from dataclasses import fields
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from divmon.alarms import Rule
+from divmon.config import Settings, SettingsKwargs, check_domains, plan
+from divmon.errors import ConfigError, ProbeError
+from divmon.metrics import METRICS, Metric
+from divmon.probes import ProbeSet
+from divmon.records import Decoding
+
+
+def shouting(texts):
+    return sum(map(str.isupper, texts)) / len(texts)
+
+
+def alarm(**changes):
+    return [{"name": "narrow", "metric": "tfidf_distance", "rule": "drop", "by": "20%", **changes}]
+
+
+def failing(completions, **kwargs):
+    return [0.0 for _ in completions]
+
+
+BAD = [
+    # names
+    ({"evry": 5}, r"Unknown setting 'evry'. Did you mean 'every'\?"),
+    ({"metrics": ["self_blue"]}, r"Unknown metric 'self_blue'. Did you mean 'self_bleu'\?"),
+    ({"metrics": ["no.such:thing"]}, "Cannot import the metric 'no.such:thing': No module named 'no'"),
+    ({"metrics": [lambda texts: 1.0]}, "Give a lambda a name with divmon.metrics.from_function"),
+    ({"metrics": [5]}, "A metric must be a name, a Metric, or a named function"),
+    ({"metrics": "self_bleu"}, r"metrics must be a list, for example metrics=\['self_bleu'\]"),
+    ({"metrics": [shouting, shouting]}, "Two metrics are called 'shouting'; a name is a curve, so give one another"),
+    ({"metrics": ["vendi" if "vendi" in METRICS else "self_bleu"] * 2}, "Two metrics are called"),
+    ({"sinks": "console"}, r"sinks must be a list, for example sinks=\['console'\]"),
+    ({"sinks": ["consol"]}, r"Unknown sink 'consol'. Did you mean 'console'\?"),
+    # numbers
+    ({"k": 0}, "k must be a whole number of at least 1, not 0"),
+    ({"k": 2.0}, "k must be a whole number of at least 1, not 2.0"),
+    ({"k": True}, "k must be a whole number of at least 1, not True"),
+    ({"k": None}, "k must be a whole number of at least 1, not None"),
+    ({"k": 1}, r"k=1 is too small to see diversity within a prompt. Set k=2 or more \(8 is the default\)"),
+    ({"k": 1, "metrics": ["self_bleu"]}, "k=1 is too small for self_bleu, .*Set k=2 or more, or drop the metric"),
+    ({"every": 0}, "every must be a whole number of at least 1, not 0"),
+    ({"every": "10"}, "every must be a whole number of at least 1, not '10'"),
+    ({"max_new_tokens": -1}, "max_new_tokens must be a whole number"),
+    ({"batch_size": 0}, "batch_size must be a whole number"),
+    ({"temperature": 0}, "temperature must be above 0, not 0: at 0 every completion is the same"),
+    ({"temperature": -1}, "temperature must be above 0, not -1"),
+    ({"temperature": "hot"}, "temperature must be a number, not 'hot'"),
+    ({"temperature": float("nan")}, "temperature must be a number, not nan"),
+    ({"temperature": float("inf")}, "temperature must be a number, not inf"),
+    ({"top_p": 0}, "top_p must be above 0 and at most 1, not 0"),
+    ({"top_p": 1.5}, "top_p must be above 0 and at most 1, not 1.5"),
+    ({"top_p": "1"}, "top_p must be a number, not '1'"),
+    ({"correct_at": "half"}, "correct_at must be a number, not 'half'"),
+    ({"seed": 1.5}, "seed must be an integer, not 1.5"),
+    ({"seed": True}, "seed must be an integer, not True"),
+    ({"run_dir": 5}, "run_dir must be the path of a folder, not 5"),
+    ({"chat": "no"}, "chat must be true or false, not 'no'"),
+    ({"strict": "no"}, "strict must be true or false, not 'no'"),
+    ({"strict": None}, "strict must be true or false, not None"),
+    # alarms
+    ({"alarms": alarm(metric="tfidf_distanse")}, r"alarm 'narrow': Unknown metric .*Did you mean 'tfidf_distance'\?"),
+    ({"alarms": alarm(bye="20%")}, r"Unknown key 'bye'. Did you mean 'by'\?"),
+    ({"alarms": alarm(rule="fall")}, "Unknown rule 'fall'. Known: above, absent, below, drop, outside, rise"),
+    ({"alarms": alarm(then=["halt"])}, "Unknown action 'halt'. Known: save, stop, warn"),
+    ({"alarms": alarm(domain="cretive"), "probes": "creative"},
+     r"'narrow' watches the domain 'cretive', which no probe has. Did you mean 'creative'\?"),
+    ({"alarms": alarm(metric="semantic_distance")}, "watches 'semantic_distance', which is not measured. Add it to me"),
+    ({"alarms": alarm(), "metrics": ["self_bleu"]}, r"which is not measured. .*measured now: self_bleu\)"),
+    ({"alarms": alarm() * 2}, "Another alarm has this name too"),
+    ({"alarms": 5}, "Write `alarms: \\[\\]` for none"),
+    ({"alarms": "nowhere.yaml"}, "Cannot read the alarm rules in 'nowhere.yaml'"),
+    # quality, formats, encoder
+    ({"quality": 5}, r"quality must be a function \(probe, completion\) -> float, or 'rewards', not 5"),
+    ({"quality": "reward"}, "quality='reward': pass a function, 'package.module:function', or 'rewards'"),
+    ({"quality": "no.such:judge"}, "quality='no.such:judge' cannot be imported: No module named 'no'"),
+    ({"quality": "math:nothing"}, "quality='math:nothing' cannot be imported: .*Write 'package.module:function'"),
+    ({"quality": "math:pi"}, "quality='math:pi' is a float, not a function"),
+    ({"quality": failing}, "quality must take a probe and a completion, .*pass quality='rewards'"),
+    ({"quality": lambda text: 1.0}, "quality must take a probe and a completion"),
+    ({"formats": {"steps": "(?m)^Step 1", "bad": "("}}, "formats: the regex of 'bad' does not compile: missing \\)"),
+    ({"formats": {}}, "formats is an empty mapping"),
+    ({"formats": "steps"}, "formats must be a function of a text, or a mapping from label to regex, not 'steps'"),
+    ({"metrics": ["semantic_distance"]}, "semantic_distance needs an encoder: pass encoder='offline'"),
+    ({"encoder": 5}, "An encoder is a name, a function of a list of texts, or a model, not 5"),
+    ({"encoder": " "}, "An encoder's name must not be empty"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("values", "message"), BAD, ids=lambda v: str(v)[:40])
+def test_what_cannot_work_fails_at_construction(values, message):
+    with pytest.raises(ConfigError, match=message):
+        plan(Settings.make(values))
+
+
+def test_the_callback_looks_everything_up_when_it_is_made():
+    """`plan` runs in its constructor; the module itself needs Transformers, so its text is looked at instead."""
+    text = (Path(__file__).parents[1] / "divmon" / "callback.py").read_text("utf-8")
+    head = text.partition("def attach")[0]
+    assert "self.plan = plan(" in head
+
+
+@pytest.mark.parametrize(
+    ("probes", "message"),
+    [
+        ("nothing.jsonl", "Cannot read nothing.jsonl"),
+        ("creativ", r"Did you mean 'creative'\?"),
+        ([], "There are no prompts"),
+        ([{"promt": "a"}], "Row 0 has no prompt"),
+    ],
+)
+def test_probes_that_cannot_be_read(probes, message):
+    with pytest.raises(ProbeError, match=message):
+        plan(Settings(probes=probes))
+
+
+def test_an_empty_probe_file(tmp_path):
+    (tmp_path / "p.jsonl").touch()
+    with pytest.raises(ProbeError, match="p.jsonl is empty: write one JSON object with a 'prompt' a line"):
+        plan(Settings(probes=tmp_path / "p.jsonl"))
+
+
+def test_every_setting_is_a_keyword_of_the_callback():
+    names = {f.name for f in fields(Settings)}
+    assert set(SettingsKwargs.__annotations__) == names - {"probes"}
+    assert not SettingsKwargs.__required_keys__
+    in_order = [f.name for f in fields(Settings) if f.name != "probes"]
+    assert list(SettingsKwargs.__annotations__) == in_order
+    for name in names:
+        assert f"        {name}: " in Settings.__doc__
+
+
+def test_the_defaults_work():
+    made = plan(Settings())
+    assert made.probes is None
+    assert made.sinks is None
+    assert {m.name for m in made.metrics} == {m.name for m in METRICS.values() if "encoder" not in m.needs}
+    assert {rule.metric for rule in made.rules} <= {m.name for m in made.metrics}
+    assert {rule.severity for rule in made.rules} == {"warning"}
+    assert (made.lenses.judge, made.lenses.classifier_name) == ("gold", "builtin")
+
+
+def test_everything_looked_up():
+    def judge(probe, completion):
+        return 1.0
+
+    def encode(texts):
+        return np.ones((len(texts), 2))
+
+    made = plan(
+        Settings(
+            probes=["a", {"prompt": "b", "domain": "y"}],
+            metrics=["self_bleu", shouting, METRICS["length"], "divmon.metrics.lexical:UNIQUE_FRACTION",
+                     "semantic_distance"],
+            alarms=[*alarm(metric="shouting", domain="y"), Rule("over", metric="length", rule="absent", domain="all")],
+            quality=judge, formats={"s": "^S"}, encoder=encode, sinks=[print, "console"], correct_at=1,
+        )
+    )  # fmt: skip
+    assert [m.name for m in made.metrics] == ["self_bleu", "shouting", "length", "unique_fraction", "semantic_distance"]
+    assert all(isinstance(m, Metric) for m in made.metrics)
+    assert [rule.name for rule in made.rules] == ["narrow", "over"]
+    assert made.probes.domains == ("default", "y")
+    assert (made.lenses.quality, made.lenses.judge) == (judge, "judge")
+    assert (made.lenses.encoder, made.lenses.encoder_name) == (encode, "encode")
+    assert made.lenses.classifier_name == "user"
+    assert [sink.name for sink in made.sinks] == ["print", "console"]
+
+
+def test_quality_by_name_and_by_rewards():
+    named = plan(Settings(quality="divmon.metrics.answers:gold_match")).lenses
+    assert named.quality.__name__ == "gold_match"
+    assert named.judge == "gold_match"
+    rewards = plan(Settings(quality="rewards")).lenses
+    assert (rewards.quality, rewards.judge) == (None, "rewards")
+
+
+@pytest.mark.parametrize("quality", [lambda probe, text: 1, lambda *args: 1, lambda probe, text, extra=2: 1, max])
+def test_whatever_takes_a_probe_and_a_text_may_judge(quality):
+    assert plan(Settings(quality=quality)).lenses.quality is quality
+
+
+def test_no_alarms_and_no_sinks_and_one_completion():
+    made = plan(Settings(alarms=[], sinks=[], k=1, metrics=["length", shouting]))
+    assert (made.rules, made.sinks) == ((), ())
+    assert plan(Settings(metrics=[])).rules == ()
+
+
+def test_decoding_takes_the_cap_nobody_named():
+    assert Settings(temperature=0.7, top_p=0.9, seed=3).decoding(50) == Decoding(0.7, 0.9, 50, 3)
+    assert Settings(max_new_tokens=9).decoding(50).max_new_tokens == 9
+
+
+def test_every_domain_a_rule_names_must_exist():
+    probes = ProbeSet.of("creative", limit=2)
+    rules = [Rule("a", metric="m", rule="absent", domain=d) for d in (None, "all", "creative")]
+    check_domains(rules, probes)
+    with pytest.raises(ConfigError, match=r"which no probe has. Did you mean 'creative'\?"):
+        check_domains([Rule("a", metric="m", rule="absent", domain="creativ")], probes)
+
+
+def write(tmp_path, text, name="divmon.yaml"):
+    path = tmp_path / name
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    return path
+
+
+def test_settings_from_a_file(tmp_path):
+    write(tmp_path, "alarms:\n- {name: narrow, metric: self_bleu, rule: rise, by: 0.2}\n", "alarms.yaml")
+    path = write(tmp_path, "probes: creative+math\nk: 4\nmetrics: [self_bleu]\nalarms: alarms.yaml\n")
+    settings = Settings.load(path)
+    assert settings == Settings(probes="creative+math", k=4, metrics=["self_bleu"], alarms=tmp_path / "alarms.yaml")
+    assert Settings.load(str(path)) == settings
+    assert [rule.name for rule in plan(settings).rules] == ["narrow"]
+
+
+def test_alarms_may_stand_in_the_file(tmp_path):
+    path = write(tmp_path, "alarms:\n- name: narrow\n  metric: self_bleu\n  rule: rise\n  by: 20%\n")
+    assert [rule.name for rule in plan(Settings.load(path)).rules] == ["narrow"]
+    assert Settings.load(write(tmp_path, "alarms: []\n")).alarms == []
+
+
+@pytest.mark.parametrize("text", ["", "# nothing\n", "---\n", "{}"])
+def test_an_empty_file_is_the_defaults(tmp_path, text):
+    assert Settings.load(write(tmp_path, text)) == Settings()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("evry: 5\n", r"divmon.yaml: Unknown setting 'evry'. Did you mean 'every'\?"),
+        ("1: 2\n", "divmon.yaml: Unknown setting 1"),
+        ("k: [\n", "divmon.yaml is not YAML"),
+        ("k: !!python/object:os.system 1\n", "divmon.yaml is not YAML"),
+        (b"k: \xff\n", "divmon.yaml is not YAML"),
+        ("- k\n", "divmon.yaml must hold settings, one 'name: value' a line"),
+        ("[]", "divmon.yaml must hold settings"),
+        ("false", "divmon.yaml must hold settings"),
+        ("just words", "divmon.yaml must hold settings"),
+        ("temperature: 1e0\n", "temperature must be a number, not '1e0'"),
+        ("k: 0\n", "k must be a whole number"),
+    ],
+)
+def test_a_file_that_cannot_work(tmp_path, text, message):
+    with pytest.raises(ConfigError, match=message):
+        Settings.load(write(tmp_path, text))
+
+
+def test_a_file_that_is_not_there(tmp_path):
+    with pytest.raises(ConfigError, match=r"Cannot read settings from .*none.yaml: No such file"):
+        Settings.load(tmp_path / "none.yaml")
+    with pytest.raises(ConfigError, match="Cannot read the alarm rules in .*gone.yaml"):
+        plan(Settings.load(write(tmp_path, "alarms: gone.yaml\n")))
