@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from divmon.monitor import Monitor, replay
     from divmon.probes import ProbeSet
     from divmon.records import Measurement, Observation, Probe, SampleBatch
+    from divmon.samplers.file import read_completions
 
 __version__ = "0.1.0"
 
@@ -38,6 +39,7 @@ _HOME = {
     "Rule": "alarms",
     "SampleBatch": "records",
     "Settings": "config",
+    "read_completions": "samplers.file",
     "replay": "monitor",
     "watch": "attach",
 }
@@ -55,6 +57,7 @@ __all__ = [
     "Rule",
     "SampleBatch",
     "Settings",
+    "read_completions",
     "replay",
     "watch",
 ]

@@ -130,4 +130,4 @@ class DiversityCallback(TrainerCallback):  # type: ignore[misc]
                 control.should_save = True  # a stop without a checkpoint would lose the run
             if action.kind == "stop":
                 control.should_training_stop = self._stopping = True
-                log.warning("divmon stops training because of the alarm %r: %s", action.alarm, action.reason)
+                log.warning("divmon stops training: the alarm %r fired; the checkpoint is saved first", action.alarm)

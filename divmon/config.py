@@ -14,7 +14,7 @@ import yaml
 
 from divmon.alarms import Rule, default_rules, load_rules
 from divmon.errors import ConfigError, suggest
-from divmon.metrics import METRICS, resolve
+from divmon.metrics import METRICS, default_metrics, resolve
 from divmon.metrics.base import Metric
 from divmon.metrics.structure import build_classifier
 from divmon.monitor import Lenses
@@ -23,7 +23,7 @@ from divmon.records import Decoding
 from divmon.sinks import Sink, as_sink
 
 OWN_PROBES = 32  # prompts taken from the trainer's data when none are named
-OWN_DOMAIN = "prompts"
+OWN_DOMAIN = "train"
 EVALUATIONS = 20  # over a run, when no cadence is named
 LENGTH_CAP = 128
 
@@ -64,9 +64,10 @@ class Settings:
         top_p: 1.0 keeps the tail.
         seed: Names the noise; equal seeds and weights give equal completions.
         metrics: Names, functions of one prompt's list of completions, or `Metric` records. None: the default set.
-        alarms: A YAML file, a list of rules or mappings; ``[]`` for none. None: the default rules, which only warn.
+        alarms: A YAML file, a list of rules or mappings, instead of the default rules; ``[]`` for none. None: the
+            default rules, which only warn.
         quality: ``(probe, completion) -> float``, or ``"rewards"`` to call the trainer's reward functions. None: gold
-            answers of the probes, where there are any.
+            answers of the probes, where there are any (`probe.gold` is a string, or None).
         correct_at: A completion is correct (good enough) from this quality on.
         formats: Your own formats: a function of a text, or a mapping from label to regular expression.
         encoder: A sentence-transformers name, ``"offline"`` for the packaged MiniLM, or a function of a list of texts.
@@ -195,7 +196,7 @@ def check_domains(rules: Iterable[Rule], probes: ProbeSet) -> None:
 def _metrics(settings: Settings) -> tuple[Metric, ...]:
     chosen = settings.metrics
     if chosen is None:
-        chosen = [m for m in METRICS.values() if settings.encoder is not None or "encoder" not in m.needs]
+        chosen = default_metrics(encoder=settings.encoder is not None)
     metrics = tuple(resolve(spec) for spec in _listed("metrics", chosen))
     names = [metric.name for metric in metrics]
     for metric in metrics:

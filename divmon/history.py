@@ -215,6 +215,10 @@ class History:
         steps, values, low, high = (np.array(c) for c in columns)
         return Series(key, self._signatures.get(key, ""), steps, values, low, high)
 
+    def fired(self) -> list[AlarmEvent]:
+        """Every alarm that fired, oldest first."""
+        return [event for event in self.events() if event.state == "firing"]
+
     def events(self) -> Iterator[AlarmEvent]:
         """Every recorded alarm event, oldest first."""
         return (event for evaluation in self.evaluations for event in evaluation.events)

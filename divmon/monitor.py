@@ -13,6 +13,7 @@ import numpy as np
 from divmon.alarms import Alarms, Rule
 from divmon.health import Health
 from divmon.history import Evaluation, History
+from divmon.metrics import default_metrics
 from divmon.metrics.base import (
     Classifier,
     Encoder,
@@ -56,7 +57,7 @@ class Monitor:
     """Metrics, alarms and history behind one call.
 
     Args:
-        metrics: What to measure.
+        metrics: What to measure; None measures all that can be.
         rules: What to watch. Rules on metrics that are not measured stay unknown.
         lenses: Quality, encoder and format classifier.
         history: Where to record; None keeps nothing on disk.
@@ -70,7 +71,7 @@ class Monitor:
 
     def __init__(
         self,
-        metrics: Sequence[Metric],
+        metrics: Sequence[Metric] | None = None,
         *,
         rules: Iterable[Rule] = (),
         lenses: Lenses | None = None,
@@ -79,7 +80,8 @@ class Monitor:
         keep_completions: bool = True,
         intervals: bool = True,
     ) -> None:
-        self.metrics = tuple(metrics)
+        encoder = lenses is not None and lenses.encoder is not None
+        self.metrics = default_metrics(encoder=encoder) if metrics is None else tuple(metrics)
         self.rules = tuple(rules)
         self.lenses = lenses or Lenses()
         self.history = history

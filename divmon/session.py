@@ -14,12 +14,12 @@ from typing import Any
 from divmon import compat, rollouts
 from divmon.alarms import dump_rules
 from divmon.config import EVALUATIONS, LENGTH_CAP, OWN_DOMAIN, OWN_PROBES, Plan, check_domains
-from divmon.errors import ConfigError, ProbeError
+from divmon.errors import ProbeError
 from divmon.health import Health
 from divmon.history import History
 from divmon.monitor import Monitor
 from divmon.probes import ProbeSet
-from divmon.records import Action, Observation, SampleBatch
+from divmon.records import Action, Decoding, Observation, SampleBatch
 from divmon.rollouts import RolloutWatch
 from divmon.samplers.base import Sampler
 from divmon.samplers.generate import GenerateSampler
@@ -43,6 +43,7 @@ class Session:
         sinks: Receive observations.
         health: Counts failures, sums up time.
         every: Steps between evaluations.
+        decoding: How they are drawn.
         ranks: This process among the others.
         rewards: Adds rewards to a batch; None when the user did not ask for them.
         rollouts: Measures what the trainer generates itself; None where it generates nothing.
@@ -56,6 +57,7 @@ class Session:
     sinks: Sequence[Sink]
     health: Health
     every: int
+    decoding: Decoding
     ranks: Ranks = field(default_factory=Ranks)
     rewards: Callable[[SampleBatch], SampleBatch] | None = None
     rollouts: RolloutWatch | None = None
@@ -148,23 +150,24 @@ def start(plan: Plan, trainer: Any, *, model: Any, processing_class: Any) -> Ses
     tokenizer = compat.tokenizer_of(processing_class)
     probes = choose_probes(plan, trainer, tokenizer)
     check_domains(plan.rules, probes)
+    decoding = settings.decoding(compat.completion_cap(trainer, LENGTH_CAP))
     sampler = GenerateSampler(
         model,
         tokenizer,
         settings.k,
-        settings.decoding(compat.completion_cap(trainer, LENGTH_CAP)),
+        decoding,
         compat.chat_options(trainer),
         settings.batch_size,
         progress=ranks.main,
     )
     sampler.check(probes)
     rewards = TrainerRewards(trainer) if settings.quality == "rewards" else None
-    if rewards is not None and not compat.reward_functions(trainer):
-        raise ConfigError("quality='rewards', but this trainer has no reward functions. Pass quality=your_function.")
+    if rewards is not None:
+        rewards.check(probes)
     monitor = Monitor(plan.metrics, rules=plan.rules, lenses=plan.lenses, health=health)
     sinks = plan.sinks if plan.sinks is not None else default_sinks(trainer, plan)
     every = settings.every or max(1, -(-int(trainer.state.max_steps) // EVALUATIONS))
-    session = Session(probes, sampler, monitor, sinks, health, every, ranks, rewards)
+    session = Session(probes, sampler, monitor, sinks, health, every, decoding, ranks, rewards)
     twins = [WandbSink(metrics=rollouts.WATCHED, table_rows=0) for sink in sinks if sink.name == "wandb"]
     session.rollouts = rollouts.start(plan, trainer, ranks=ranks, health=health, sinks=twins, decode=tokenizer.decode)
     if session.ranks.main:
@@ -172,7 +175,7 @@ def start(plan: Plan, trainer: Any, *, model: Any, processing_class: Any) -> Ses
         _open_history(session, path, plan, trainer.state.global_step)
         if session.rollouts is not None:
             rollouts.record(session.rollouts, path, resumed=session.last_step >= 0)
-        _announce(session, plan)
+        _announce(session, plan, trainer)
     return session
 
 
@@ -225,14 +228,21 @@ def _open_history(session: Session, path: Path, plan: Plan, step: int) -> None:
         session.monitor.history = History.create(path, probes=session.probes.probes, info=info)
 
 
-def _announce(session: Session, plan: Plan) -> None:
+def _announce(session: Session, plan: Plan, trainer: Any) -> None:
     if not any(sink.name == "console" for sink in session.sinks):
         return
-    domains = ", ".join(session.probes.domains)
+    history = session.monitor.history
+    own = plan.probes is None and session.probes.domains == (OWN_DOMAIN,)
+    source = "prompts of your training data" if own else f"prompts ({', '.join(session.probes.domains)})"
     lines = [
-        f"divmon watches {len(session.probes)} prompts x {plan.settings.k} completions every {session.every} steps "
-        f"({domains}); history in {session.monitor.history.path if session.monitor.history else 'memory only'}"
+        f"divmon watches {len(session.probes)} {source} x {plan.settings.k} completions of at most "
+        f"{session.decoding.max_new_tokens} tokens, temperature {session.decoding.temperature:g}, "
+        f"every {session.every} steps; history in {history.path if history else 'memory only'}"
     ]
+    if any(probe.token_ids for probe in session.probes) and not compat.own_loop(trainer):
+        lines.append(
+            "       the data names no prompts, so the beginnings of its texts are probed; probes=[...] is better"
+        )
     if plan.sinks is None and len(session.sinks) == 1:
         lines.append(
             "       for curves beside your loss, set report_to='wandb', 'trackio' (no account needed) or 'tensorboard' "

@@ -55,7 +55,7 @@ def main() -> None:
     trainer.train()
 
     history = divmon.History.read(args.out)
-    share = history.series("format_dominance", "prompts").values
+    share = history.series("format_dominance", "train").values
     print(f"\nThe most frequent format went from {share[0]:.0%} to {share[-1]:.0%} of the answers.")
     for event in history.events():
         if event.state == "firing":

@@ -122,7 +122,7 @@ def test_probes_that_cannot_be_read(probes, message):
 
 def test_an_empty_probe_file(tmp_path):
     (tmp_path / "p.jsonl").touch()
-    with pytest.raises(ProbeError, match="p.jsonl is empty: write one JSON object with a 'prompt' a line"):
+    with pytest.raises(ProbeError, match=r"p.jsonl is empty: write one JSON object with a 'prompt' a line"):
         plan(Settings(probes=tmp_path / "p.jsonl"))
 
 
@@ -254,5 +254,5 @@ def test_a_file_that_cannot_work(tmp_path, text, message):
 def test_a_file_that_is_not_there(tmp_path):
     with pytest.raises(ConfigError, match=r"Cannot read settings from .*none.yaml: No such file"):
         Settings.load(tmp_path / "none.yaml")
-    with pytest.raises(ConfigError, match="Cannot read the alarm rules in .*gone.yaml"):
+    with pytest.raises(ConfigError, match=r"Cannot read the alarm rules in .*gone.yaml"):
         plan(Settings.load(write(tmp_path, "alarms: gone.yaml\n")))

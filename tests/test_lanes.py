@@ -29,5 +29,14 @@ def run_tests(site: Path, *targets: str) -> str:
 
 
 @pytest.mark.trainer
+def test_the_oldest_supported_trl(tmp_path: Path) -> None:
+    last = run_tests(
+        site_with("1.0.0", tmp_path), "tests/trainers/test_undisturbed.py", "tests/trainers/test_alarms_act.py"
+    )
+    assert "passed" in last
+    assert "failed" not in last
+
+
+@pytest.mark.trainer
 def test_ppo_in_its_last_home(tmp_path: Path) -> None:
     assert "4 passed" in run_tests(site_with("1.12.0", tmp_path), "tests/ppo")

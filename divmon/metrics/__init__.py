@@ -59,7 +59,22 @@ METRICS: dict[str, Metric] = {
     )
 }
 
-__all__ = ["METRICS", "Metric", "MetricContext", "PerPrompt", "Pooled", "evaluate", "from_function", "resolve"]
+__all__ = [
+    "METRICS",
+    "Metric",
+    "MetricContext",
+    "PerPrompt",
+    "Pooled",
+    "default_metrics",
+    "evaluate",
+    "from_function",
+    "resolve",
+]
+
+
+def default_metrics(*, encoder: bool = False) -> tuple[Metric, ...]:
+    """Every metric in the table; those that need an encoder only where there is one."""
+    return tuple(metric for metric in METRICS.values() if encoder or "encoder" not in metric.needs)
 
 
 def _imported(path: str) -> Any:

@@ -150,7 +150,11 @@ def _longest(text: str, name: str, tries: int) -> tuple[str | None, int]:
     lines = text.split("\n")
     last = max((i for i, line in enumerate(lines) if re.match(rf"\s*(?:def\s+)?{re.escape(name)}\b", line)), default=-1)
     best, length = None, 0
-    for start in [i for i in range(last + 1) if i == 0 or _BEGIN.match(lines[i])]:
+    block = next((i for i, line in enumerate(lines) if line.startswith(("class ", "def "))), len(lines))
+    for start in range(last + 1):
+        inside = start > block and lines[start][:1].isspace()  # a method or an inner function is no program
+        if inside or (start > 0 and not _BEGIN.match(lines[start])):
+            continue
         end = len(lines)
         while end - start > length and tries > 0:
             tries -= 1

@@ -13,7 +13,7 @@ PREFIX_TOKENS = 32  # how much of a plain text is taken as its prompt
 GOLD_COLUMNS = ("gold", "answer", "ground_truth", "final_answer", "target")
 LEVEL_COLUMNS = ("difficulty", "level")
 LONGEST_GOLD = 64  # characters; a longer "answer" is a model text, not something to compare with
-_SPECIAL = {"id", "prompt", "messages", "domain", "reference", "token_ids", "input_ids", "labels", "attention_mask"}
+_PROMPTS = {"prompt", "messages", "token_ids", "input_ids", "labels", "attention_mask"}  # what a prompt may come from
 Decode = Callable[[Sequence[int]], str]
 
 
@@ -70,7 +70,7 @@ def _probe(row: Any, index: int, domain: str, decode: Decode | None, where: str)
         reference=_text_or_none(row.get("reference")),
         difficulty=_level(row),
         token_ids=token_ids,
-        columns={str(k): v for k, v in row.items() if k not in _SPECIAL},
+        columns={str(k): v for k, v in row.items() if k not in _PROMPTS},
     )
 
 

@@ -115,14 +115,16 @@ def _name(path: Path) -> str:
     return path.parent.name if path.name == "divmon" and path.parent.name else path.name
 
 
+def _row(metric: str, pair: list[Change | None], mixed: bool) -> dict[str, Any]:
+    signatures = list(dict.fromkeys(c.first.signature for c in pair if c is not None))
+    return {"metric": metric, "changes": pair, "mixed": mixed, "signatures": signatures}
+
+
 def _domain(
     runs: Sequence[History], found: Sequence[dict[str, Change]], domain: str, mixed: set[str], *, full: bool
 ) -> dict[str, Any]:
     keys = dict.fromkeys(key for row in found for key, change in row.items() if change.domain == domain)
-    rows = [
-        {"metric": key.removeprefix(f"{domain}/"), "changes": [row.get(key) for row in found], "mixed": key in mixed}
-        for key in keys
-    ]
+    rows = [_row(key.removeprefix(f"{domain}/"), [row.get(key) for row in found], key in mixed) for key in keys]
     charts = domain_charts(runs, found, domain, mixed) if full else DomainCharts()
     # numbers over every domain have no prompts of their own to show
     shown = [examples(history, domain) if full and domain != OVERALL else None for history in runs]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections import Counter
 from dataclasses import dataclass
@@ -71,9 +72,10 @@ def examples(history: History, domain: str) -> Examples:
     row = _ranking(history, domain)
     if len(row) < 2:
         return Examples(reason="Fewer than two evaluations have a distance prompt by prompt to compare.")
-    first, last = row[0], row[-1]
+    first = row[0]
     try:
-        before, after = history.batch(first.step), history.batch(last.step)
+        before = history.batch(first.step)
+        last, after = _newest(history, row[1:])
     except HistoryError as error:
         return Examples(reason=short(str(error), 300))
     at, then = before.rows(domain), after.rows(domain)
@@ -101,6 +103,14 @@ def _ranking(history: History, domain: str) -> list[Measurement]:
         if known:
             return known
     return []
+
+
+def _newest(history: History, row: list[Measurement]) -> tuple[Measurement, SampleBatch]:
+    """The newest measurement whose completions were recorded."""
+    for m in reversed(row[1:]):
+        with contextlib.suppress(HistoryError):
+            return m, history.batch(m.step)
+    return row[0], history.batch(row[0].step)
 
 
 def _own_formats(history: History) -> bool:

@@ -37,7 +37,7 @@ def visible(text: str) -> str:
     """`text` with control, direction, invisible, unassigned and lone surrogate characters spelled out.
 
     >>> print(visible("a\\0b\\u202ec\\ud800"))
-    a␀b\\u202ec\\ud800
+    a\\x00b\\u202ec\\ud800
     """
     return "".join(map(_shown, text))
 
@@ -45,11 +45,6 @@ def visible(text: str) -> str:
 def _shown(char: str) -> str:
     if char.isprintable() or char in KEPT:
         return char
-    code = ord(char)
-    if code < 0x20:
-        return chr(0x2400 + code)
-    if code == 0x7F:
-        return "\u2421"
     if unicodedata.category(char) == "Zs":  # spaces of other widths
         return char
     return char.encode("unicode_escape").decode("ascii")

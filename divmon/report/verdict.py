@@ -50,31 +50,35 @@ def verdict(history: History) -> Verdict:
 
 
 def _fired(history: History, fired: list[Incident], found: dict[str, Change]) -> Verdict:
-    first = fired[0]
-    event = first.event
+    event = fired[0].event
     sentence = f"{placed(event.domain)}, the {named(event.metric)} {change(event)}"
     headline = f"{_kind(event)}: at step {event.step}, {sentence}{_ends(history, event)}."
     if len(fired) > 1:
         others = f"{len(fired) - 1} more alarm{'s' if len(fired) > 2 else ''} fired"
         headline = headline[:-1] + f"; {others}."
-    facts = {
-        "What that is": [f"{event.metric}: {meaning(event.metric)}"],
-        "When": _when(history, first),
+    facts = {"Also": [_told(i) for i in fired[1:5]]} | {
+        "What that is": [f"{short(event.metric)}: {meaning(event.metric)}"],
+        "When": _when(history, fired[0]),
         "How sure": [*_sureness(history, event), *_company(found, event.domain, event.metric)],
-        "What it bought": _bought(found, event.domain),
+        "What it bought" if _narrowing(event) else "Quality": _bought(found, event.domain, narrower=_narrowing(event)),
         "What to do": _steps_after(history, fired, found),
     }
-    if len(fired) > 1:
-        facts = {"Also": [_told(i) for i in fired[1:5]]} | facts
-    tone = "watch" if event.severity == "info" else "alarm"
-    return Verdict(tone, f"{event.severity} alarm".capitalize(), headline, facts)
+    over = all(incident.resolved is not None for incident in fired)
+    tone = "watch" if over or event.severity == "info" else "alarm"
+    badge = f"{short(event.severity)} alarm".capitalize() + (", resolved since" if over else "")
+    return Verdict(tone, badge, headline, {question: answers for question, answers in facts.items() if answers})
+
+
+def _narrowing(event: AlarmEvent) -> bool:
+    """Whether what fired is a change towards less diversity."""
+    direction = METRICS[event.metric].direction if event.metric in METRICS else "neutral"
+    return (direction == "higher" and event.value < event.baseline) or (
+        direction == "lower" and event.value > event.baseline
+    )
 
 
 def _kind(event: AlarmEvent) -> str:
-    direction = METRICS[event.metric].direction if event.metric in METRICS else "neutral"
-    if direction == "neutral" or event.value == event.baseline or math.isnan(event.baseline):
-        return "An alarm fired"
-    return "The outputs narrowed" if (event.value < event.baseline) == (direction == "higher") else "An alarm fired"
+    return "The outputs narrowed" if _narrowing(event) else "An alarm fired"
 
 
 def _ends(history: History, event: AlarmEvent) -> str:
@@ -159,11 +163,13 @@ def _quality(c: Change) -> str:
     return numbers + (f" ({signed(c.delta)}, 95 % interval {ends})" if ends else "")
 
 
-def _bought(found: dict[str, Change], domain: str) -> list[str]:
+def _bought(found: dict[str, Change], domain: str, *, narrower: bool = True) -> list[str]:
     quality = judged(found, domain)
     if quality is None:
         return ["Unknown: nothing judged the completions, so whether they got better meanwhile cannot be said."]
     numbers = _quality(quality)
+    if not narrower:
+        return [f"{numbers}."]
     names = ("effective_correct_formats", "coverage", "tail_share")
     lost = [c for name in names if (c := found.get(f"{domain}/{name}")) and c.clear and c.narrower]
     paid = f" Among right answers there is less, too: {joined([_brief(c) for c in lost])}." if lost else ""
@@ -182,11 +188,12 @@ def _steps_after(history: History, fired: list[Incident], found: dict[str, Chang
     steps = ["Read the completions that narrowed most, below: do they still say different things?"]
     if quality is not None and quality.clear and quality.delta > 0:
         steps.append("If they only agree on what is right, raise the limit of the alarm. If not:")
-    before = max((e.step for e in history.evaluations if e.step < start), default=0)
-    steps.append(
-        f"Go back to a checkpoint of about step {before} (before step {start}) and change one thing: a stronger pull "
-        "to the reference model (KL), a lower learning rate, a higher temperature, or a reward that pays variety."
-    )
+    before = max((e.step for e in history.evaluations if e.step < start), default=None)
+    back = "Start again" if before is None else f"Go back to a checkpoint of about step {before} (before step {start})"
+    levers = "a stronger pull to the reference model (KL), a lower learning rate, or another reward"
+    if _narrowing(fired[0].event):
+        levers = levers.replace("or another reward", "a higher temperature, or a reward that pays variety")
+    steps.append(f"{back} and change one thing: {levers}.")
     if quality is None:
         steps.append("Pass quality=, so that the next report can say what the narrowing bought.")
     if len(history.probes) < FEW:
@@ -199,6 +206,7 @@ def _silent(history: History, watched: Watch, found: dict[str, Change]) -> Verdi
     span = f"from step {first} to step {last}"
     near = [c for c in found.values() if c.metric in HEADLINE and c.domain != "all"]
     lower = sorted((c for c in near if c.clear and c.narrower), key=lambda c: -abs(c.relative))
+    worse: list[Change] = []
     near_domains = list(dict.fromkeys(c.domain for c in near))[:4]
     waiting = pending(history.events())
     if not watched.rules:
@@ -218,8 +226,10 @@ def _silent(history: History, watched: Watch, found: dict[str, Change]) -> Verdi
             f"{placed(c.domain)}, {_quality(c)}." for c in map(partial(judged, found), near_domains) if c
         ]
         facts["What to do"] = ["Nothing. Keep watching."]
+        if worse := [c for c in map(partial(judged, found), near_domains) if c and c.clear and c.delta < 0]:
+            facts["What to do"] = [f"Diversity held, but quality fell {placed(worse[0].domain)}: look for the reason."]
     facts = {question: list(map(_sentence, answers)) for question, answers in facts.items() if answers}
-    uneasy = bool(lower or waiting or not watched.rules)
+    uneasy = bool(lower or waiting or worse or not watched.rules)
     return Verdict("watch" if uneasy else "quiet", "No alarm", headline, facts)
 
 

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from divmon.compat import reward_functions
-from divmon.errors import SamplingError
+from divmon.errors import ConfigError, SamplingError
+from divmon.probes import ProbeSet
 from divmon.records import Probe, SampleBatch
 from divmon.samplers.guard import undisturbed
+
+PASSED = ("prompts", "completions", "completion_ids", "trainer_state", "log_extra", "log_metric")
 
 
 @dataclass
@@ -30,6 +34,30 @@ class TrainerRewards:
 
     def __post_init__(self) -> None:
         reward_functions(self.trainer)
+
+    def check(self, probes: ProbeSet) -> None:
+        """Fail now where a reward function asks for a column that the probes do not have.
+
+        Raises:
+            ConfigError: There are no reward functions, or one asks for such a column.
+        """
+        functions = reward_functions(self.trainer)
+        if not functions:
+            raise ConfigError(
+                "quality='rewards', but this trainer has no reward functions. Pass quality=your_function."
+            )
+        known = {*PASSED, *set.intersection(*(set(probe.columns) for probe in probes))}
+        for function, _ in functions:
+            for name, parameter in inspect.signature(function).parameters.items():
+                needed = parameter.default is parameter.empty and parameter.kind not in (
+                    parameter.VAR_KEYWORD,
+                    parameter.VAR_POSITIONAL,
+                )
+                if needed and name not in known:
+                    raise ConfigError(
+                        f"quality='rewards': {getattr(function, '__name__', function)!r} asks for {name!r}, which "
+                        f"not every probe has. Add it, or leave probes= out to take the trainer's own rows."
+                    )
 
     def __call__(self, batch: SampleBatch) -> SampleBatch:
         """`batch` with weighted sums of rewards; NaN where every function abstains.

@@ -26,7 +26,7 @@ class TrackioSink:
 
     Up to 64 observations wait, in order, for a run to be opened. The trainer finishes its run before the final
     evaluation: that one still goes into the same run, through the object that was open. (A run on this machine writes
-    it at once. One on a Space or a server keeps it here until trackio opens the project again, which is said once.)
+    it at once. For one on a Space or a server trackio keeps it on this machine, which is said once.)
 
     Args:
         metrics: Exactly these metrics become curves; see `divmon.sinks.base.choose` for the default.
@@ -73,8 +73,8 @@ class TrackioSink:
             if opened is None and self._run.url is not None and not self._said:
                 self._said = True
                 LOG.warning(
-                    "The trainer had finished its trackio run before step %d was evaluated. trackio keeps that row on "
-                    "this machine and sends it when the project is next opened with trackio.init().",
+                    "The trainer had finished its trackio run before step %d was evaluated: trackio keeps that row on "
+                    "this machine, and it may not reach the server.",
                     entry.step,
                 )
             _send(self._run, entry)

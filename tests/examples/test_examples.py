@@ -53,7 +53,7 @@ def test_sft_warns_when_the_formats_collapse(tmp_path: Path) -> None:
     assert {"formats-narrowing", "format-takeover"} <= set(fired(history))
     assert "WARNING formats-narrowing (prompts, step 20)" in said
     assert str(Path("runs", "sft", "divmon")) in said
-    assert history.series("format_dominance", "prompts").values[-1] > 0.9
+    assert history.series("format_dominance", "train").values[-1] > 0.9
 
 
 @pytest.mark.trainer
@@ -67,7 +67,7 @@ def test_grpo_saves_and_stops_when_one_format_takes_over(tmp_path: Path) -> None
     assert f"CRITICAL one-format-takes-over (prompts, step {end})" in said
     assert f"Training ended at step {end} of 28" in said
     assert (tmp_path / "out" / f"checkpoint-{end}" / "model.safetensors").is_file()
-    coverage = history.series("coverage", "prompts").values
+    coverage = history.series("coverage", "train").values
     assert ((coverage > 0.5) & (coverage <= 1)).all()  # the trainer's own reward judged
 
 

@@ -57,6 +57,8 @@ def asks(*tests, name="f"):
         ("def add(a, b):\n    return a +", None),
         ("def added(a, b):\n    return a + b", None),
         ("class S:\n    def add(self, a, b):\n        return a + b", None),
+        ("class S:\n    pass\n\n" + RIGHT, "class S:\n    pass\n\n" + RIGHT.strip()),
+        ("def outer():\n    def add(a, b):\n        return a + b", None),
         ("add the numbers", None),
         ("", None),
         ("\x00\ud800" + RIGHT, None),
@@ -216,6 +218,18 @@ def test_what_a_program_may_not_do(attempt):
 
 
 @limited
+def test_the_limit_on_processes_holds_without_the_audit_hook(monkeypatch):
+    bare = programs._RUNNER.replace("    sys.addaudithook(hook)\n", "")
+    assert bare != programs._RUNNER
+    monkeypatch.setattr(programs, "_RUNNER", bare)
+    bomb = "import os\nforks = 0\nfor i in range(9):\n    try:\n        os.fork()\n        forks += 1\n"
+    bomb += "    except BlockingIOError: pass\n"
+    assert run(f"{RIGHT}{bomb}if forks: add = None") == 1.0
+    assert run(f"{RIGHT}import os\nwhile True: os.fork()") == 0.0
+    assert run(f"{RIGHT}import os\nos.write(os.memfd_create('m'), b'x')") == 0.0
+
+
+@limited
 def test_files_are_neither_written_nor_emptied(tmp_path):
     kept = tmp_path / "weights"
     kept.write_text("precious")
@@ -253,7 +267,7 @@ def test_what_a_program_prints_is_dropped(flood):
 
 @limited
 def test_a_flood_into_the_channel_of_verdicts_counts_as_nothing():
-    flood = "import os\nfor i in range(3, 256):\n    try:\n        while True: os.write(i, b'1' * 65536)\n    except OSError: pass"
+    flood = "import os\nfor i in range(64, 256):\n    try: os.write(i, b'1' * 1_000_000)\n    except OSError: pass"
     started = time.monotonic()
     assert run(RIGHT + flood) == 0.0
     assert time.monotonic() - started < 3
@@ -266,11 +280,12 @@ def test_a_flood_into_the_channel_of_verdicts_counts_as_nothing():
         "import sys\nsys.exit(0)",
         "import os\nos._exit(0)",
         "import os\nprint('1111', flush=True)\nos._exit(0)",
-        "import os\nfor i in range(256):\n    try: os.write(i, b'ready\\n' + b'0' * 32 + b' 1111\\n')\n    except OSError: pass\nos._exit(0)",
+        "import os\nfor i in range(256):\n    try: os.write(i, b'0' * 32 + b' 1111\\n')\n"
+        "    except OSError: pass\nos._exit(0)",
         "import atexit\natexit.register(print, '1111')",
         "class Yes:\n    def __eq__(self, other): return True\nadd = lambda a, b: Yes()",
         "class Yes(int):\n    def __eq__(self, other): return True\nadd = lambda a, b: Yes(1)",
-        "class Yes(str):\n    def __eq__(self, other): return True\n    __hash__ = str.__hash__\nadd = lambda a, b: Yes()",
+        "class Yes(str):\n    def __eq__(self, other): return True\nadd = lambda a, b: Yes()",
         "class Yes(list):\n    def __eq__(self, other): return True\nadd = lambda a, b: Yes()",
         "import builtins\nbuiltins.eval = lambda *a: True\nbuiltins.compile = lambda *a: 'True'",
         "__builtins__.eval = lambda *a: True",

@@ -230,7 +230,8 @@ def test_everything_else_of_a_row():
     row = {"prompt": "?", "id": 7, "domain": "y", "reference": "by a person", "tags": ["t"], "answer": "4", "labels": 1}
     probe = only(row, domain="x")
     assert (probe.id, probe.domain, probe.reference) == ("7", "y", "by a person")
-    assert probe.columns == {"tags": ["t"], "answer": "4"}
+    known = {"id": 7, "domain": "y", "reference": "by a person"}  # reward functions may ask for these too
+    assert probe.columns == {"tags": ["t"], "answer": "4", **known}
     plain = only({"prompt": "?", "id": None, "domain": None, "reference": 3}, domain="x")
     assert (plain.id, plain.domain, plain.reference) == ("x-0000", "x", None)
     assert only({"prompt": "?", "id": 0}).id == "0"
@@ -345,7 +346,7 @@ def test_a_data_frame_is_told_how_to_come():
     [
         (b"", "p.jsonl is empty: write one JSON object with a 'prompt' a line"),
         (b"\n \n", "p.jsonl is empty"),
-        (b'{"prompt": "a"}\n\n{"prompt": \n', r"p.jsonl, line 3 is not JSON \(.*\); a line is one object with a 'prompt'"),
+        (b'{"prompt": "a"}\n\n{"prompt": \n', r"line 3 is not JSON \(.*\); a line is one object with a 'prompt'"),
         (b'{"prompt": "a"}\n\n{"promt": "b"}\n', r"p.jsonl, line 3 has no prompt: its columns are \['promt'\]"),
         (b"\n7\n", "p.jsonl, line 2 is a int"),
         (b'[{"prompt": "a"}, {"prompt": "b"}]', "p.jsonl, line 1: a prompt is a text or a list of chat messages"),
@@ -360,7 +361,7 @@ def test_what_is_wrong_with_a_file(tmp_path, content, message):
 
 def test_a_folder_is_no_file(tmp_path):
     (tmp_path / "d.jsonl").mkdir()
-    with pytest.raises(ProbeError, match="Cannot read .*d.jsonl: Is a directory"):
+    with pytest.raises(ProbeError, match=r"Cannot read .*d.jsonl: Is a directory"):
         ProbeSet.of(tmp_path / "d.jsonl")
 
 

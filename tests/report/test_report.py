@@ -213,7 +213,7 @@ def test_several_domains_missing_values_and_no_completions(tmp_path: Path) -> No
     assert "Domain poems" in text
     assert "Domain math" in text
     assert "All domains together" in text
-    assert "No completions were recorded at step 0" in text
+    assert "No completions were recorded at step" in text
     assert "the sampler failed; see divmon/health/sampler_failures" in text
     assert "5.5 s" in text
 
@@ -239,8 +239,8 @@ def test_hostile_completions_are_only_ever_read(tmp_path: Path) -> None:
     for seen in (
         "<script>document",
         "\\u202egnp.exe",
-        "␀",
-        "␛[31m",
+        "\\x00 bell",
+        "\\x1b[31m",
         "\\ud800",
         "\\U000e0041",
         "\\x9b",
@@ -270,7 +270,7 @@ def test_hostile_names_and_messages_are_only_ever_read(tmp_path: Path) -> None:
         event = AlarmEvent(step, evil, evil, evil, "firing", **told)  # type: ignore[arg-type]
         history.append(Evaluation(step, row, (event,)))
     page, text = checked(write(History.read(tmp_path / "run"), out=tmp_path / "r.html"))
-    assert "&lt;script&gt;x&lt;/script&gt;$\\frac{␀\\u202e\\ud800" in page
+    assert "&lt;script&gt;x&lt;/script&gt;$\\frac{\\x00\\u202e\\ud800" in page
     assert "<script>x</script>" in text
 
 

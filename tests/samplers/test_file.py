@@ -127,5 +127,5 @@ def test_files_that_cannot_be_read(tmp_path, content, message):
     (tmp_path / "c.jsonl").write_bytes(content)
     with pytest.raises(ProbeError, match=message):
         read_completions(tmp_path / "c.jsonl")
-    with pytest.raises(ProbeError, match="Cannot read .*none.jsonl: No such file"):
+    with pytest.raises(ProbeError, match=r"Cannot read .*none.jsonl: No such file"):
         read_completions(tmp_path / "none.jsonl")

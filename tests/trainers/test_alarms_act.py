@@ -64,7 +64,7 @@ def test_a_resumed_run_continues_its_history(tiny: Any, tmp_path: Path) -> None:
     assert [e.step for e in two.evaluations if e.step % 2 == 0] == [0, 2, 4, 6]
     assert list(one.events()) == list(two.events())
     for metric in ("tfidf_distance", "token_entropy"):
-        here, there = one.series(metric, "prompts"), two.series(metric, "prompts")
+        here, there = one.series(metric, "train"), two.series(metric, "train")
         at = [i for i, step in enumerate(there.steps) if step % 2 == 0]
         assert there.values[at].tolist() == here.values.tolist()
 

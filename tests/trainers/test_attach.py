@@ -26,7 +26,7 @@ def test_zero_configuration_takes_the_trainers_own_prompts(
     own = {probe.text for probe in history.probes}
     assert own <= set(tiny.PROMPTS) if name != "trainer" else all(text[0].isdigit() for text in own)
     assert [e.step for e in history.evaluations] == [0, 1, 2]
-    series = history.series("tfidf_distance", "prompts")
+    series = history.series("tfidf_distance", "train")
     assert (series.values >= 0).all()
     said = capsys.readouterr().out
     assert "set report_to='wandb'" in said
@@ -47,7 +47,7 @@ def test_rewards_of_grpo_judge_the_probes(tiny: Any, tmp_path: Path) -> None:
     divmon.watch(trainer, quality="rewards", correct_at=-0.6, every=6, k=2, max_new_tokens=8, sinks=[], strict=True)
     trainer.train()
     history = divmon.History.read(tmp_path)
-    quality = history.series("mean_quality", "prompts").values
+    quality = history.series("mean_quality", "train").values
     lengths = [[-len(text) / 10 for text in row] for row in history.batch(0).texts]
     assert quality[0] == pytest.approx(sum(map(sum, lengths)) / sum(map(len, lengths)))
 
@@ -94,7 +94,7 @@ def test_a_rule_on_a_domain_no_probe_has_is_refused(tiny: Any, tmp_path: Path) -
     with pytest.raises(divmon.ConfigError, match="creativ"):
         divmon.DiversityCallback("creative", alarms=[rule])
     trainer = tiny.sft(tmp_path, callbacks=[divmon.DiversityCallback(alarms=[rule])])
-    with pytest.raises(divmon.ConfigError, match="prompts"):
+    with pytest.raises(divmon.ConfigError, match="train"):
         trainer.train()
 
 

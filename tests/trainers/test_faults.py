@@ -58,7 +58,7 @@ def test_a_sampler_that_fails(
     _, seen = train(tiny, tmp_path)
     assert [o.health["sampler_failures"] for o in seen.observations] == [0, 1, 2, 2]
     assert len(reports(caplog, "sampler")) == 1
-    series = divmon.History.read(tmp_path).series("tfidf_distance", "prompts")
+    series = divmon.History.read(tmp_path).series("tfidf_distance", "train")
     assert series.steps.tolist() == [0, 2, 4, 6]
     assert [bool(v == v) for v in series.values] == [True, False, False, True]
     missed = seen.observations[1].get("tfidf_distance")

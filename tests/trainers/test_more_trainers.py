@@ -69,7 +69,7 @@ def test_rollouts_are_a_series_of_their_own_every_step(tiny: Any, name: str, tmp
     assert sorted(text for row in first.texts for text in row) == sorted(by_step[0])
     assert first.source == "rollout"
     keys = divmon.History.read(tmp_path).keys()
-    assert all(key.startswith("prompts/") for key in keys)
+    assert all(key.startswith("train/") for key in keys)
 
 
 def test_rollouts_can_be_switched_off(tiny: Any, tmp_path: Path) -> None:
@@ -80,14 +80,14 @@ def test_rollouts_can_be_switched_off(tiny: Any, tmp_path: Path) -> None:
 def test_the_best_checkpoint_can_be_chosen_by_diversity(tiny: Any, tmp_path: Path) -> None:
     from transformers import EarlyStoppingCallback
 
-    key = "divmon/prompts/token_entropy"
+    key = "divmon/train/token_entropy"
     settings = {"eval_strategy": "steps", "eval_steps": 2, "save_strategy": "steps", "save_steps": 2, "max_steps": 12}
     trainer = tiny.sft(
         tmp_path, callbacks=[divmon.DiversityCallback(**WATCHED), EarlyStoppingCallback(2)],
         metric_for_best_model=key, greater_is_better=True, load_best_model_at_end=True, **settings,
     )  # fmt: skip
     trainer.train()
-    series = divmon.History.read(tmp_path).series("token_entropy", "prompts")
+    series = divmon.History.read(tmp_path).series("token_entropy", "train")
     values = dict(zip(series.steps.tolist(), series.values.tolist(), strict=True))
     del values[0]  # the baseline is no checkpoint
     best = max(values, key=lambda step: (values[step], -step))

@@ -65,7 +65,7 @@ def test_rewards_and_quality_that_use_randomness_do_not_disturb(tiny: Any, tmp_p
     plain, _ = run(make, tmp_path / "plain")
     watched, _ = run(make, tmp_path / "watched", **WATCHED, quality="rewards", correct_at=-1.0)
     assert tiny.digest(watched.model) == tiny.digest(plain.model)
-    series = divmon.History.read(tmp_path / "watched").series("mean_quality", "prompts")
+    series = divmon.History.read(tmp_path / "watched").series("mean_quality", "train")
     assert np.isfinite(series.values).all()
 
 
