@@ -84,7 +84,7 @@ class DiversityCallback(TrainerCallback):  # type: ignore[misc]
         session.last_step = ranks.broadcast(session.last_step)
         self.session = session
         with self._boundary.shield("monitor", "start"):
-            if session.last_step < state.global_step:
+            if session.last_step < 0:  # a resumed run has its baseline, and its cadence
                 self._apply(session.evaluate(state.global_step), control)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:

@@ -113,8 +113,9 @@ class History:
         self.info = dict(info)
         self.probes = tuple(probes)
         self.evaluations: list[Evaluation] = []
+        self.superseded: list[Evaluation] = []  # of branches given up by resuming from an earlier checkpoint
         self._signatures: dict[str, str] = {}
-        self._unwritten: list[tuple[Evaluation, SampleBatch | None]] = []
+        self._unwritten: list[tuple[Any, SampleBatch | None]] = []  # lines of history.jsonl with their completions
         self._retry_at: int | None = None  # where in history.jsonl a line begins that a failing disk may hold or not
 
     @classmethod
@@ -145,8 +146,11 @@ class History:
             raise HistoryError(f"No divmon run in {path} (no run.json). Pass the folder named when training started.")
         info = _read_info(path / "run.json")
         history = cls(path, info=info, probes=_read_lines(path / "probes.jsonl", _probe_from_json))
-        for evaluation in _read_lines(path / "history.jsonl", _evaluation_from_json):
-            history._admit(evaluation)
+        for line in _read_lines(path / "history.jsonl", _line_from_json):
+            if isinstance(line, Evaluation):
+                history._admit(line)
+            else:
+                history._supersede(line)
         return history
 
     @property
@@ -167,12 +171,32 @@ class History:
         self._unwritten.append((evaluation, batch))
         self.flush()
 
+    def rewind(self, step: int) -> None:
+        """Go on from a checkpoint at `step`: what was recorded after it belongs to a branch that was given up.
+
+        Those evaluations stay in the file and in `superseded`; their completions are kept as
+        ``STEP.superseded-N.jsonl``.
+        """
+        gone = [evaluation.step for evaluation in self.evaluations if evaluation.step > step]
+        for path in map(self._completions, gone):
+            if path.exists():
+                names = (path.with_suffix(f".superseded-{n}.jsonl") for n in range(1, 10_000))
+                path.rename(next(name for name in names if not name.exists()))
+        if gone:
+            self._supersede(step)
+            self._unwritten.append(({"resumed_at": step}, None))
+            self.flush()
+
     def flush(self) -> None:
         """Write whatever earlier attempts could not."""
         while self._unwritten:
-            evaluation, batch = self._unwritten[0]
-            self._write(evaluation, batch)
+            self._write(*self._unwritten[0])
             self._unwritten.pop(0)
+
+    def _supersede(self, step: int) -> None:
+        self.superseded += [evaluation for evaluation in self.evaluations if evaluation.step > step]
+        self.evaluations = [evaluation for evaluation in self.evaluations if evaluation.step <= step]
+        self._signatures = {m.key: m.signature for evaluation in self.evaluations for m in evaluation.measurements}
 
     def _admit(self, evaluation: Evaluation) -> None:
         for m in evaluation.measurements:
@@ -186,10 +210,10 @@ class History:
             self._signatures[m.key] = m.signature
         self.evaluations.append(evaluation)
 
-    def _write(self, evaluation: Evaluation, batch: SampleBatch | None) -> None:
+    def _write(self, value: Any, batch: SampleBatch | None) -> None:
         if batch is not None:
-            _write_whole(self._completions(evaluation.step), "".join(_dumps(row) + "\n" for row in _batch_rows(batch)))
-        line = (_dumps(evaluation) + "\n").encode("ascii")
+            _write_whole(self._completions(value.step), "".join(_dumps(row) + "\n" for row in _batch_rows(batch)))
+        line = (_dumps(value) + "\n").encode("ascii")
         with (self.path / "history.jsonl").open("a+b") as file:
             complete = _complete_bytes(file)
             # what a kill has torn goes, and so does what an earlier attempt at this very line has left
@@ -250,6 +274,11 @@ def _complete_bytes(file: BinaryIO) -> int:
             return start + found + 1
         end = start
     return 0
+
+
+def _line_from_json(row: Mapping[str, Any]) -> Evaluation | int:
+    """An evaluation, or the step from which training was resumed."""
+    return int(row["resumed_at"]) if "resumed_at" in row else _evaluation_from_json(row)
 
 
 def _evaluation_from_json(row: Mapping[str, Any]) -> Evaluation:

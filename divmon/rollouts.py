@@ -100,11 +100,13 @@ def start(
     return RolloutWatch(tap, monitor, sinks, ranks, health, group, weights, decoding)
 
 
-def record(watch: RolloutWatch, run: Path, *, resumed: bool) -> None:
-    """Keep the series in ``RUN/rollouts``, continuing it where the run resumes."""
+def record(watch: RolloutWatch, run: Path, *, step: int) -> None:
+    """Keep the series in ``RUN/rollouts``, continuing it where the run resumes at `step`."""
     path = run / "rollouts"
     with watch.health.shield("disk", str(path)):
-        if resumed and (path / "run.json").exists():
-            watch.monitor.history = History.read(path)
+        if step > 0 and (path / "run.json").exists():
+            history = History.read(path)
+            history.rewind(step - 1)  # a rollout's step is that of the policy that drew it
+            watch.monitor.resume(history)
         else:
             watch.monitor.history = History.create(path, probes=(), info={"source": "rollout"})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import shutil
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -30,6 +31,7 @@ from divmon.sinks.reporters import reporters
 from divmon.sinks.trackio import open_run
 
 log = logging.getLogger("divmon")
+STATE_KEY = "divmon"  # in TrainerState.stateful_callbacks; not a class name, so that nothing is re-instantiated
 
 
 @dataclass
@@ -171,10 +173,11 @@ def start(plan: Plan, trainer: Any, *, model: Any, processing_class: Any) -> Ses
     twins = [WandbSink(metrics=rollouts.WATCHED, table_rows=0) for sink in sinks if sink.name == "wandb"]
     session.rollouts = rollouts.start(plan, trainer, ranks=ranks, health=health, sinks=twins, decode=tokenizer.decode)
     if session.ranks.main:
-        path = Path(settings.run_dir or Path(args.output_dir) / "divmon")
+        path = Path(settings.run_dir or Path(args.output_dir) / "divmon").absolute()
+        _bring_along(session, path, trainer.state)
         _open_history(session, path, plan, trainer.state.global_step)
         if session.rollouts is not None:
-            rollouts.record(session.rollouts, path, resumed=session.last_step >= 0)
+            rollouts.record(session.rollouts, path, step=trainer.state.global_step if session.last_step >= 0 else 0)
         _announce(session, plan, trainer)
     return session
 
@@ -215,15 +218,27 @@ def default_sinks(trainer: Any, plan: Plan) -> tuple[Sink, ...]:
     return tuple(sinks)
 
 
+def _bring_along(session: Session, path: Path, state: Any) -> None:
+    """The history of a run that resumes in another output folder, found through the trainer's own saved state."""
+    saved = state.stateful_callbacks if isinstance(getattr(state, "stateful_callbacks", None), dict) else {}
+    before = saved.get(STATE_KEY, {}).get("run_dir")
+    with session.health.shield("disk", str(path)):
+        if state.global_step > 0 and before and not path.exists() and (Path(before) / "run.json").exists():
+            shutil.copytree(before, path)
+    saved[STATE_KEY] = {"version": 1, "run_dir": str(path)}  # plain JSON: it is written into every checkpoint
+
+
 def _open_history(session: Session, path: Path, plan: Plan, step: int) -> None:
     """Continue the history on disk where the trainer resumes the run it belongs to; else start one."""
     with session.health.shield("disk", str(path)):
         if step > 0 and (path / "run.json").exists():
             history = History.read(path)
             if history.info.get("fingerprint") == session.probes.fingerprint:
+                history.rewind(step)
                 session.monitor.resume(history)
                 session.last_step = history.last_step
                 return
+            log.warning("divmon: %s was recorded on other probes; a new history starts at step %d", path, step)
         info = {"fingerprint": session.probes.fingerprint, "rules": dump_rules(plan.rules), "k": plan.settings.k}
         session.monitor.history = History.create(path, probes=session.probes.probes, info=info)
 

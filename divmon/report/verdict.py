@@ -126,7 +126,7 @@ def _sureness(history: History, event: AlarmEvent) -> list[str]:
     drawn = _drawn(history, event.domain)
     if moved.paired:
         ends = interval(moved.low, moved.high, sign=True)
-        means = "which excludes no change" if moved.clear else "which includes no change"
+        means = "which leaves out 0: more than noise" if moved.clear else "which includes 0: it may be noise"
         said.append(f"The change is {signed(moved.delta)}, 95 % interval {ends} over {drawn}, {means}.")
     elif moved.clear is not None:
         apart = "do not overlap: noise alone is an unlikely reason" if moved.clear else "overlap: it may be noise"
@@ -185,6 +185,8 @@ def _bought(found: dict[str, Change], domain: str, *, narrower: bool = True) -> 
 def _steps_after(history: History, fired: list[Incident], found: dict[str, Change]) -> list[str]:
     start = min(i.first_seen for i in fired)
     quality = judged(found, fired[0].event.domain)
+    if all(incident.resolved is not None for incident in fired):
+        return ["It came back within its limits by itself. Keep watching, and keep a checkpoint from before it fired."]
     steps = ["Read the completions that narrowed most, below: do they still say different things?"]
     if quality is not None and quality.clear and quality.delta > 0:
         steps.append("If they only agree on what is right, raise the limit of the alarm. If not:")

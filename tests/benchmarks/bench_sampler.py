@@ -97,9 +97,8 @@ def main() -> None:
     parser.add_argument("--width", type=int, default=96)
     parser.add_argument("--repeats", type=int, default=5)
     args = parser.parse_args()
-    print(
-        f"{args.rows} completions of {args.tokens} tokens, width {args.width}, on {device()}, {torch.get_num_threads()} thread(s)"
-    )
+    where = f"width {args.width}, on {device()}, {torch.get_num_threads()} thread(s)"
+    print(f"{args.rows} completions of {args.tokens} tokens, {where}")
     print(f"{'vocabulary':>10} {'divmon s':>9} {'generate s':>11} {'ratio':>6} {'of it records':>14}", end="")
     print(f" {'draw ms':>9} {'multinomial ms':>15} {'ratio':>6} {'entropy ms':>11}")
     with torch.no_grad():

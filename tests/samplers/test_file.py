@@ -25,8 +25,9 @@ def test_a_prompt_a_line(tmp_path):
         step=12,
     )
     assert batch.texts == (("a", "b"), ("c",))
+    columns = {"domain": "x", "gold": 7, "difficulty": 2, "id": "first"}
     assert batch.probes == (
-        Probe("first", "one", "x", "7", difficulty=2, columns={"gold": 7, "difficulty": 2}),
+        Probe("first", "one", "x", "7", difficulty=2, columns=columns),
         Probe("line-00002", "two", columns={"question": "two", "tag": "t"}),
     )
     assert (batch.step, batch.source, batch.decoding, batch.rewards) == (12, "file", None, None)

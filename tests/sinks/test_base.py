@@ -49,7 +49,7 @@ def test_names_objects_and_functions_become_sinks():
         ("wanbd", "Did you mean 'wandb'"),
         (ConsoleSink, r"ConsoleSink\(\)"),
         (3, "function of an observation"),
-        (None, "'console', 'wandb'"),
+        (None, "'console', 'trackio', 'wandb'"),
     ],
 )
 def test_what_is_no_sink_is_refused_with_a_hint(wrong, message):

@@ -13,7 +13,7 @@ import pytest
 from divmon.errors import ConfigError, MissingDependency
 from divmon.records import AlarmEvent, Measurement, Observation, Probe, SampleBatch
 from divmon.sinks import WandbSink
-from divmon.sinks.samples import alert, sample_rows
+from divmon.sinks.samples import Outbox, alert, sample_rows
 
 wandb = pytest.importorskip("wandb")
 METRICS = ("tfidf_distance", "effective_formats")
@@ -178,13 +178,20 @@ def test_without_a_run_it_waits_for_64_and_says_at_the_end_what_was_lost(caplog)
     sink = WandbSink()
     for step in range(70):
         sink.emit(observation(step, batches=False))
-    assert [entry.step for entry in sink._waiting] == list(range(6, 70))
     with caplog.at_level(logging.WARNING, logger="divmon"):
         sink.close()
         sink.close()
     assert [r.getMessage() for r in caplog.records] == [
         'No W&B run was open (report_to="wandb"?): 70 observations were not logged.'
     ]
+
+
+def test_the_newest_64_observations_wait():
+    outbox = Outbox()
+    for step in range(70):
+        outbox.add(observation(step, batches=False))
+    assert [entry.step for entry in outbox.take()] == list(range(6, 70))
+    assert outbox.discard() == 0  # taken, so not lost
 
 
 def test_a_run_given_by_name_is_used_and_left_open(open_run, read_wandb, tmp_path):
