@@ -11,9 +11,10 @@ from divmon import compat
 from divmon.config import Settings, SettingsKwargs, plan
 from divmon.errors import ConfigError
 from divmon.health import Health
+from divmon.opening import start
 from divmon.records import Action
 from divmon.samplers.ranks import Ranks
-from divmon.session import Session, start
+from divmon.session import Session
 
 log = logging.getLogger("divmon")
 

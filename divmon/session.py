@@ -1,37 +1,20 @@
-"""One run being watched: probes, sampler, monitor and sinks, made from a trainer that is about to train."""
+"""One run being watched: probes, sampler, monitor and sinks, and what happens at an evaluation."""
 
 from __future__ import annotations
 
-import logging
 import math
-import shutil
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
-from typing import Any
 
-from divmon import compat, rollouts
-from divmon.alarms import dump_rules
-from divmon.config import EVALUATIONS, LENGTH_CAP, OWN_DOMAIN, OWN_PROBES, Plan, check_domains
-from divmon.errors import ProbeError
 from divmon.health import Health
-from divmon.history import History
 from divmon.monitor import Monitor
 from divmon.probes import ProbeSet
 from divmon.records import Action, Decoding, Observation, SampleBatch
 from divmon.rollouts import RolloutWatch
 from divmon.samplers.base import Sampler
-from divmon.samplers.generate import GenerateSampler
 from divmon.samplers.ranks import Ranks, merge
-from divmon.samplers.rewards import TrainerRewards
-from divmon.sinks import ConsoleSink, ReporterSink, Sink, TrackioSink, WandbSink
-from divmon.sinks.reporters import reporters
-from divmon.sinks.trackio import open_run
-
-log = logging.getLogger("divmon")
-STATE_KEY = "divmon"  # in TrainerState.stateful_callbacks; not a class name, so that nothing is re-instantiated
+from divmon.sinks import Sink
 
 
 @dataclass
@@ -137,140 +120,3 @@ class Session:
         for sink in self.sinks if self.ranks.main else ():
             with self.health.shield("sink", sink.name):
                 sink.close()
-
-
-def start(plan: Plan, trainer: Any, *, model: Any, processing_class: Any) -> Session:
-    """Make the session of a trainer that is about to train.
-
-    Raises:
-        ConfigError: The trainer, model or tokenizer cannot be watched like this; the message says what to change.
-    """
-    args, settings = trainer.args, plan.settings
-    compat.refuse_sharding(trainer)
-    ranks = Ranks(args.process_index, args.world_size)
-    health = Health(strict=settings.strict)
-    tokenizer = compat.tokenizer_of(processing_class)
-    probes = choose_probes(plan, trainer, tokenizer)
-    check_domains(plan.rules, probes)
-    decoding = settings.decoding(compat.completion_cap(trainer, LENGTH_CAP))
-    sampler = GenerateSampler(
-        model,
-        tokenizer,
-        settings.k,
-        decoding,
-        compat.chat_options(trainer),
-        settings.batch_size,
-        progress=ranks.main,
-    )
-    sampler.check(probes)
-    rewards = TrainerRewards(trainer) if settings.quality == "rewards" else None
-    if rewards is not None:
-        rewards.check(probes)
-    monitor = Monitor(plan.metrics, rules=plan.rules, lenses=plan.lenses, health=health)
-    sinks = plan.sinks if plan.sinks is not None else default_sinks(trainer, plan)
-    every = settings.every or max(1, -(-int(trainer.state.max_steps) // EVALUATIONS))
-    session = Session(probes, sampler, monitor, sinks, health, every, decoding, ranks, rewards)
-    twins = [WandbSink(metrics=rollouts.WATCHED, table_rows=0) for sink in sinks if sink.name == "wandb"]
-    session.rollouts = rollouts.start(plan, trainer, ranks=ranks, health=health, sinks=twins, decode=tokenizer.decode)
-    if session.ranks.main:
-        path = Path(settings.run_dir or Path(args.output_dir) / "divmon").absolute()
-        _bring_along(session, path, trainer.state)
-        _open_history(session, path, plan, trainer.state.global_step)
-        if session.rollouts is not None:
-            rollouts.record(session.rollouts, path, step=trainer.state.global_step if session.last_step >= 0 else 0)
-        _announce(session, plan, trainer)
-    return session
-
-
-def choose_probes(plan: Plan, trainer: Any, tokenizer: Any) -> ProbeSet:
-    """The user's probes, else the trainer's own prompts, else the creative pack."""
-    rows = getattr(trainer, "train_dataset", None)
-    probes = plan.probes
-    if probes is None:
-        try:
-            if rows is None:
-                raise ProbeError("The trainer has no training data.")
-            prompts_only = compat.own_loop(trainer)  # PPO's rows hold nothing but tokenised prompts
-            if prompts_only and "input_ids" in rows.column_names:
-                rows = rows.rename_column("input_ids", "prompt_ids")
-            return ProbeSet.from_rows(rows, domain=OWN_DOMAIN, limit=OWN_PROBES, decode=tokenizer.decode)
-        except ProbeError as error:
-            log.warning(
-                "divmon: no prompts found in the training data (%s) The creative pack is probed instead.", error
-            )
-            probes = ProbeSet.of("creative", limit=OWN_PROBES)
-    chat = plan.settings.chat
-    return probes.as_chat() if (chat if chat is not None else compat.is_conversational(rows)) else probes
-
-
-def default_sinks(trainer: Any, plan: Plan) -> tuple[Sink, ...]:
-    """The console, and what the trainer reports to: W&B and trackio (also where a run is open), other reporters."""
-    reports = trainer.args.report_to
-    reports = reports if isinstance(reports, (list, tuple)) else [reports]
-    wandb = sys.modules.get("wandb")
-    sinks: list[Sink] = [ConsoleSink()]
-    if "wandb" in reports or getattr(wandb, "run", None) is not None:
-        sinks.append(WandbSink(classifier=plan.lenses.classifier))
-    if "trackio" in reports or open_run() is not None:
-        sinks.append(TrackioSink(classifier=plan.lenses.classifier))
-    if reporters(trainer):
-        sinks.append(ReporterSink(trainer))
-    return tuple(sinks)
-
-
-def _bring_along(session: Session, path: Path, state: Any) -> None:
-    """The history of a run that resumes in another output folder, found through the trainer's own saved state."""
-    saved = state.stateful_callbacks if isinstance(getattr(state, "stateful_callbacks", None), dict) else {}
-    before = saved.get(STATE_KEY, {}).get("run_dir")
-    with session.health.shield("disk", str(path)):
-        if state.global_step > 0 and before and not path.exists() and (Path(before) / "run.json").exists():
-            shutil.copytree(before, path)
-    saved[STATE_KEY] = {"version": 1, "run_dir": str(path)}  # plain JSON: it is written into every checkpoint
-
-
-def _open_history(session: Session, path: Path, plan: Plan, step: int) -> None:
-    """Continue the history on disk where the trainer resumes the run it belongs to; else start one."""
-    with session.health.shield("disk", str(path)):
-        if step > 0 and (path / "run.json").exists():
-            history = History.read(path)
-            if history.info.get("fingerprint") == session.probes.fingerprint:
-                history.rewind(step)
-                session.monitor.resume(history)
-                session.last_step = history.last_step
-                return
-            log.warning("divmon: %s was recorded on other probes; a new history starts at step %d", path, step)
-        info = {"fingerprint": session.probes.fingerprint, "rules": dump_rules(plan.rules), "k": plan.settings.k}
-        session.monitor.history = History.create(path, probes=session.probes.probes, info=info)
-
-
-def _announce(session: Session, plan: Plan, trainer: Any) -> None:
-    if not any(sink.name == "console" for sink in session.sinks):
-        return
-    history = session.monitor.history
-    own = plan.probes is None and session.probes.domains == (OWN_DOMAIN,)
-    source = "prompts of your training data" if own else f"prompts ({', '.join(session.probes.domains)})"
-    lines = [
-        f"divmon watches {len(session.probes)} {source} x {plan.settings.k} completions of at most "
-        f"{session.decoding.max_new_tokens} tokens, temperature {session.decoding.temperature:g}, "
-        f"every {session.every} steps; history in {history.path if history else 'memory only'}"
-    ]
-    if any(probe.token_ids for probe in session.probes) and not compat.own_loop(trainer):
-        lines.append(
-            "       the data names no prompts, so the beginnings of its texts are probed; probes=[...] is better"
-        )
-    if plan.sinks is None and len(session.sinks) == 1:
-        lines.append(
-            "       for curves beside your loss, set report_to='wandb', 'trackio' (no account needed) or 'tensorboard' "
-            "in the trainer's arguments"
-        )
-    if any(sink.name == "trackio" for sink in session.sinks):
-        lines.append("       curves: `trackio show`, with train/global_step as the x axis")
-    if plan.settings.quality is None and not any(probe.gold for probe in session.probes):
-        lines.append(
-            "       nothing judges completions: quality=f(probe, completion) would add pass@1, coverage, quality by "
-            "format and the tail by difficulty"
-        )
-    print("\n".join(lines), flush=True)
-
-
-__all__ = ["Session", "choose_probes", "default_sinks", "start"]

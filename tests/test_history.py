@@ -1,8 +1,10 @@
 """The record of a run on disk: what was appended is read back, whatever a kill or a full disk did in between."""
 
+import errno
 import io
 import json
 import math
+import os
 
 import numpy as np
 import pytest
@@ -251,3 +253,50 @@ def test_the_end_of_the_last_line_is_found_in_long_files(monkeypatch):
         b"abcdefg\n",
     ):
         assert history_module._complete_bytes(io.BytesIO(data)) == data.rfind(b"\n") + 1
+
+
+def test_rewinding_gives_a_branch_up_without_losing_it(tmp_path):
+    history = run(tmp_path)
+    history.rewind(8)
+    assert history.superseded == []
+    history.rewind(5)
+    assert history.last_step == 4
+    assert [event.step for event in history.events()] == [0, 4]
+    history.append(evaluation(8, value=2.0), batch(8, texts=("again", "n")))
+    for found in (history, History.read(tmp_path)):
+        assert found.series("m", "x").steps.tolist() == [0, 4, 8]
+        assert found.series("m", "x").values[2] == 2.0
+        assert same(found.superseded, [evaluation(8)])
+        assert found.batch(8).texts[0] == ("again", "n")
+    names = sorted(path.name for path in (tmp_path / "completions").iterdir())
+    assert names == ["00000000.jsonl", "00000004.jsonl", "00000008.jsonl", "00000008.superseded-1.jsonl"]
+    history.rewind(5)
+    history.rewind(-1)
+    assert History.read(tmp_path).evaluations == []
+    assert [e.step for e in History.read(tmp_path).superseded] == [8, 8, 0, 4]
+    history.append(evaluation(0, signature="other"))  # nothing is left that it could be mixed with
+    assert History.read(tmp_path).keys() == ["x/m", "y/m"]
+    clean(tmp_path)
+
+
+@pytest.mark.parametrize("lost", [0, 1])
+def test_rewinding_on_a_full_disk_is_written_with_the_next_evaluation(tmp_path, monkeypatch, lost):
+    history, real, failing = run(tmp_path), os.fsync, [True]
+
+    def fsync(number):
+        if failing:
+            if lost:  # not even the line arrived
+                os.ftruncate(number, os.fstat(number).st_size - 5)
+            raise OSError(errno.ENOSPC, "No space left on device")
+        real(number)
+
+    monkeypatch.setattr(history_module.os, "fsync", fsync)
+    with pytest.raises(OSError, match="No space"):
+        history.rewind(0)
+    assert history.last_step == 0
+    failing.clear()
+    history.append(evaluation(4, value=2.0))
+    read = History.read(tmp_path)
+    assert same(read.evaluations, history.evaluations)
+    assert [e.step for e in read.superseded] == [4, 8]
+    clean(tmp_path)

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import re
+
 from divmon.alarms.checks import Amount
 from divmon.alarms.rules import Rule
 from divmon.records import OVERALL, Measurement
 
-UNCONFIRMED = "(unconfirmed screen: no error rate is promised)"
+UNCONFIRMED = "(unconfirmed)"  # a screen against one noisy baseline: no error rate is promised
+
+_HELD = re.compile(r", \d+ evaluations? in a row(?=$|[.;])")
 
 
 def _where(measurement: Measurement) -> str:
@@ -29,11 +33,11 @@ def _change(allowed: Amount, measurement: Measurement, baseline: float, since: i
     size = f"by {abs(value - baseline):.3g}"
     if allowed.relative:
         size = _percent(abs(value - baseline) / baseline, allowed.amount)
-    excess = f"outside the ±{allowed} allowed" if both_ways else f"more than the {allowed} allowed"
-    return (
-        f"{_where(measurement)} {'fell' if value < baseline else 'rose'} {size} ({baseline:.3g} -> {value:.3g}) "
-        f"since the baseline at step {since}, {excess}"
+    text = (
+        f"{_where(measurement)} {'fell' if value < baseline else 'rose'} {size} "
+        f"({baseline:.3g} -> {value:.3g}; allowed: {'±' if both_ways else ''}{allowed})"
     )
+    return f"{text} since the baseline at step {since}" if since else text
 
 
 def _limit(rule: Rule, measurement: Measurement) -> str:
@@ -48,8 +52,7 @@ def breach(rule: Rule, measurement: Measurement, baseline: float, *, since: int,
     >>> rule = Rule("formats", metric="effective_formats", rule="drop", by="30%")
     >>> now = Measurement(step=40, domain="creative", metric="effective_formats", value=1.79)
     >>> breach(rule, now, 3.15, since=0, held=2)  # doctest: +NORMALIZE_WHITESPACE
-    'effective_formats in creative fell 43 % (3.15 -> 1.79) since the baseline at step 0, more than the 30 % allowed,
-    for 2 evaluations in a row (unconfirmed screen: no error rate is promised).'
+    'effective_formats in creative fell 43 % (3.15 -> 1.79; allowed: 30 %), 2 evaluations in a row (unconfirmed).'
     """
     if rule.rule == "absent":
         text = f"{_where(measurement)} has had no value for {_evaluations(held)}"
@@ -57,7 +60,7 @@ def breach(rule: Rule, measurement: Measurement, baseline: float, *, since: int,
     else:
         by, both_ways = rule.allowed, rule.rule == "outside"
         said = _change(by, measurement, baseline, since, both_ways=both_ways) if by else _limit(rule, measurement)
-        text = f"{said}, for {_evaluations(held)}" if rule.hold > 1 else said
+        text = f"{said}, {_evaluations(held)}" if rule.hold > 1 else said
         text += f" {UNCONFIRMED}"
     return f"{text}; it fires after {rule.hold}." if held < rule.hold else f"{text}."
 
@@ -67,6 +70,17 @@ def cleared(rule: Rule, measurement: Measurement, baseline: float, *, since: int
     now = "has values again" if rule.rule == "absent" else "is back within its limit"
     number = f"now {measurement.value:.3g}"
     if rule.allowed is not None:
-        number += f", {baseline:.3g} at step {since}"
-    when = f"for {_evaluations(rule.clear_for)}" if fired else "before the alarm fired"
+        number += f"; baseline: {baseline:.3g}" + (f" at step {since}" if since else "")
+    when = _evaluations(rule.clear_for) if fired else "before the alarm fired"
     return f"{_where(measurement)} {now} ({number}), {when}."
+
+
+def brief(message: str, *, held: bool = True) -> str:
+    """`message` without the mark of a screen and the full stop; without `held`, without how long it has been so either.
+
+    >>> text = "vendi in math is 1.5, below the limit of 2, 3 evaluations in a row (unconfirmed)."
+    >>> brief(text), brief(text, held=False)
+    ('vendi in math is 1.5, below the limit of 2, 3 evaluations in a row', 'vendi in math is 1.5, below the limit of 2')
+    """
+    text = message.replace(f" {UNCONFIRMED}", "").removesuffix(".")
+    return text if held else _HELD.sub("", text)

@@ -263,17 +263,36 @@ def _metric(fn: Callable[..., Result], summary: str, **rest: Any) -> Metric:
 
 _JUDGED = frozenset({"quality"})
 _MANY = {"direction": "higher", "bounds": (1.0, math.inf), "unit": "formats", "source": "Hill 1973, Ecology 54(2)"}
-FORMAT_DOMINANCE = _metric(format_dominance, "Share of the commonest format.", direction="lower")
-EFFECTIVE_FORMATS = _metric(effective_formats, "Effective number of formats (Hill-2, unbiased collisions).", **_MANY)
-FORMAT_SHIFT = _metric(format_shift, "Total variation of format shares from the baseline's.", direction="neutral")
+FORMAT_DOMINANCE = _metric(
+    format_dominance,
+    "Share of completions in the commonest format (bullets, code, prose, ...); rising means narrowing.",
+    direction="lower",
+)
+EFFECTIVE_FORMATS = _metric(
+    effective_formats,
+    "How many formats are really in use, rare ones counting little; falling means narrowing (an unbiased estimate: "
+    "where counts are small it may exceed the number of formats seen).",
+    **_MANY,
+)
+FORMAT_SHIFT = _metric(
+    format_shift,
+    "How far the mix of formats has moved from the baseline's: 0 not at all, 1 to other formats altogether; rising "
+    "means change, towards fewer formats or more.",
+    direction="neutral",
+)
 WINNER_GAP = _metric(
     winner_gap,
-    "Mean quality of the best format minus that of the dominant one.",
+    "How much better the best format scores than the commonest one; above 0, narrowing to the commonest is not "
+    "narrowing to the best.",
     direction="neutral",
     bounds=(0.0, math.inf),
     needs=_JUDGED,
     signature=f"min_judged:{MIN_JUDGED}",
 )
 EFFECTIVE_CORRECT_FORMATS = _metric(
-    effective_correct_formats, "Effective number of formats among correct completions.", needs=_JUDGED, **_MANY
+    effective_correct_formats,
+    "How many formats are really in use among correct completions, that is, ways of being right; falling means "
+    "narrowing.",
+    needs=_JUDGED,
+    **_MANY,
 )

@@ -8,7 +8,8 @@ Levels are the probes' `difficulty` where any has one (prompts without one are t
 once, from the baseline's pass rate, in five bins of equal width: level 1 is a pass rate above 80 %, level 5 one of at
 most 20 %. Such bins regress to the mean: a prompt that was unlucky at the baseline counts as hard and then does better
 without any change of the policy, so the tail seems to grow by itself; bins hide narrowing rather than invent it. Given
-difficulties do not have that fault. One scale of levels serves all domains.
+difficulties do not have that fault. One scale of levels serves all domains; where none of a domain's prompts is in the
+hardest 40 % of levels there is no tail to watch, and its share is missing instead of 0.
 """
 
 from __future__ import annotations
@@ -169,8 +170,8 @@ def _pooled(context: MetricContext, combine: Callable[[np.ndarray, np.ndarray], 
 def solved_tail_share(batch: SampleBatch, context: MetricContext) -> Result:
     """Share of solved completions that belong to the hardest 40 % of levels (two of five); 0 to 1. Pooled.
 
-    Higher means that the tail is still there. `parts` has two columns a level: even ones count solved completions now,
-    odd ones at the baseline.
+    Higher means that the tail is still there; missing where no prompt is of those levels. `parts` has two columns a
+    level: even ones count solved completions now, odd ones at the baseline; and a last one, 1 for prompts of the tail.
 
     What moves it besides narrowing: learning the easy problems, which is wanted; bins made from the baseline's pass
     rate (see the module).
@@ -184,7 +185,25 @@ def solved_tail_share(batch: SampleBatch, context: MetricContext) -> Result:
 
     Source: after Ding et al. (2024), arXiv:2411.00750.
     """
-    return _pooled(context, lambda now, before: tail_share(_shares(now)), "nothing was solved")
+    pooled = _pooled(context, lambda now, before: tail_share(_shares(now)), "nothing was solved")
+    if not isinstance(pooled, Pooled):
+        return pooled
+    level, levels, made_of = context.cached("levels", lambda: _levels(context))
+    tail = levels[-_tail_size(len(levels)) :]
+    why = "no prompt is of the hardest levels"
+    if made_of != "difficulty":
+        why = "no prompt was hard at the baseline; give probes a difficulty"
+    hard = np.array([level.get(probe.id) in tail for probe in batch.probes], dtype=float)
+
+    def combine(columns: np.ndarray) -> np.ndarray:
+        return np.where(columns[..., -1].any(axis=-1), pooled.combine(columns[..., :-1]), math.nan)
+
+    def details(columns: np.ndarray) -> Mapping[str, Any]:
+        return {**_details(levels, made_of)(columns[:, :-1]), "tail_prompts": int(columns[:, -1].sum())}
+
+    return Pooled(
+        np.column_stack((pooled.parts, hard)), combine, details, why if not hard.any() else f"{pooled.reason}, or {why}"
+    )
 
 
 def solved_tail_ratio(batch: SampleBatch, context: MetricContext) -> Result:
@@ -265,12 +284,29 @@ def _metric(fn: Callable[..., Result], summary: str, direction: Direction, **res
 
 
 _OPEN = {"bounds": (0.0, math.inf)}
-TAIL_SHARE = _metric(solved_tail_share, "Share of the hardest 40 % of levels among solved completions.", "higher")
-TAIL_RATIO = _metric(solved_tail_ratio, "Hardest level's share of solved over the baseline's.", "higher", **_OPEN)
-TAIL_SHIFT = _metric(solved_tail_shift, "Total variation of solved shares by level from the baseline's.", "neutral")
+TAIL_SHARE = _metric(
+    solved_tail_share,
+    "Of the completions that solve their prompt, the share on hard prompts (the hardest 40 % of difficulty levels); "
+    "falling means narrowing.",
+    "higher",
+)
+TAIL_RATIO = _metric(
+    solved_tail_ratio,
+    "The hardest level's share of solved completions, as a multiple of the baseline's: 1 unchanged, 0 gone; falling "
+    "means narrowing.",
+    "higher",
+    **_OPEN,
+)
+TAIL_SHIFT = _metric(
+    solved_tail_shift,
+    "How far the mix of difficulties among solved completions has moved from the baseline's: 0 not at all, 1 to other "
+    "levels altogether; rising means change, towards easy prompts or hard ones.",
+    "neutral",
+)
 TAIL_KL = _metric(
     solved_tail_kl,
-    "KL of solved shares by level from the baseline's, smoothed by half.",
+    "`tail_shift` on another scale (KL divergence), which weighs most the levels that are hardly solved any more; "
+    "rising means change, towards easy prompts or hard ones.",
     "neutral",
     unit="nats",
     **_OPEN,

@@ -1,4 +1,5 @@
 import math
+import re
 from dataclasses import asdict, replace
 
 import pytest
@@ -7,6 +8,7 @@ from hypothesis import strategies as st
 
 from divmon.alarms import Alarms, Rule
 from divmon.alarms.lifecycle import Cell, advance
+from divmon.alarms.sentences import brief
 from divmon.errors import ConfigError, SignatureMismatch
 from divmon.records import Measurement, event_from_json, measurement_from_json, to_json
 
@@ -114,15 +116,10 @@ def test_a_life():
         (7, "resolved"),
     ]
     firing = events[3]
-    assert firing.message == (
-        "a in x fell 43 % (3.15 -> 1.79) since the baseline at step 0, more than the 30 % allowed, for 2 evaluations "
-        "in a row (unconfirmed screen: no error rate is promised)."
-    )
+    assert firing.message == ("a in x fell 43 % (3.15 -> 1.79; allowed: 30 %), 2 evaluations in a row (unconfirmed).")
     assert (firing.value, firing.baseline, firing.actions, firing.evidence) == (1.79, 3.15, ("warn", "save"), "screen")
-    assert events[0].message.endswith(
-        "for 1 evaluation (unconfirmed screen: no error rate is promised); it fires after 2."
-    )
-    assert events[4].message == "a in x is back within its limit (now 3, 3.15 at step 0), for 3 evaluations in a row."
+    assert events[0].message.endswith("; allowed: 30 %), 1 evaluation (unconfirmed); it fires after 2.")
+    assert events[4].message == "a in x is back within its limit (now 3; baseline: 3.15), 3 evaluations in a row."
     assert alarms.cells["fall/x"].since == 7
 
 
@@ -132,26 +129,47 @@ def test_a_life():
         (
             {"rule": "drop", "by": 0.1},
             [0.8, 0.68],
-            "fell by 0.12 (0.8 -> 0.68) since the baseline at step 0, more than the 0.1",
+            "a in x fell by 0.12 (0.8 -> 0.68; allowed: 0.1) (unconfirmed).",
         ),
         (
             {"rule": "drop", "by": "30%"},
             [math.nan, 1.0, 0.697],
-            "fell 30.3 % (1 -> 0.697) since the baseline at step 1",
+            "fell 30.3 % (1 -> 0.697; allowed: 30 %) since the baseline at step 1 (unconfirmed).",
         ),
         (
             {"rule": "outside", "by": "50%"},
             [2, 4],
-            "rose 100 % (2 -> 4) since the baseline at step 0, outside the ±50 % all",
+            "rose 100 % (2 -> 4; allowed: ±50 %) (unconfirmed).",
         ),
-        ({"rule": "outside", "low": 1, "high": 2}, [2.5], "a in x is 2.5, outside the band 1 to 2 (unconfirmed screen"),
-        ({"rule": "above", "level": 2}, [2.5], "a in x is 2.5, above the limit of 2 (unconfirmed screen"),
+        ({"rule": "outside", "low": 1, "high": 2}, [2.5], "a in x is 2.5, outside the band 1 to 2 (unconfirmed)."),
+        ({"rule": "above", "level": 2}, [2.5], "a in x is 2.5, above the limit of 2 (unconfirmed)."),
         ({"rule": "absent"}, [math.nan], "a in x has had no value for 1 evaluation."),
     ],
 )
 def test_messages(settings, values, message):
     _, events = one(Rule("r", metric="a", for_=1, **settings), *values)
     assert message in events[-1].message
+
+
+def test_what_ends_names_the_step_of_a_baseline_that_is_not_the_first():
+    _, events = one(Rule("r", metric="a", rule="drop", by=1, for_=1, clear_for=1), math.nan, 3, 1, 3)
+    assert [e.message for e in events] == [
+        "a in x fell by 2 (3 -> 1; allowed: 1) since the baseline at step 1 (unconfirmed).",
+        "a in x is back within its limit (now 3; baseline: 3 at step 1), 1 evaluation.",
+    ]
+
+
+@given(evaluations)
+@settings(deadline=None, max_examples=30)
+def test_the_brief_form_only_leaves_out(evaluations):
+    alarms = Alarms((*RULES, GONE))
+    for step, values in enumerate(evaluations):
+        for event in alarms.observe(step, rows(step, values)):
+            short, shortest = brief(event.message), brief(event.message, held=False)
+            assert "unconfirmed" not in short
+            assert not re.search(r", \d+ evaluations? in a row", shortest)
+            words = iter(event.message.split(" "))
+            assert all(word.rstrip(",.;") in (w.rstrip(",.;") for w in words) for word in shortest.split(" "))
 
 
 def test_why_it_is_unknown():

@@ -40,13 +40,13 @@ def break_rank(rank: int, seam: str) -> None:
 
         monitor.evaluate = broken
     elif seam == "start":
-        from divmon import session
+        from divmon import opening
 
-        session.choose_probes = broken
+        opening.choose_probes = broken
     elif seam == "disk":
-        from divmon import session
+        from divmon import opening
 
-        session.History.create = broken
+        opening.History.create = broken
 
 
 def main(out: Path, mode: str) -> None:

@@ -105,7 +105,7 @@ def test_data_without_prompts_falls_back_to_the_creative_pack(
     trainer.train_dataset = trainer.train_dataset.select_columns(["labels"]).rename_column("labels", "other")
     session_rows = trainer.train_dataset
     from divmon.config import Settings, plan
-    from divmon.session import choose_probes
+    from divmon.opening import choose_probes
 
     assert "other" in session_rows.column_names
     probes = choose_probes(plan(Settings()), trainer, tiny.tokenizer())
