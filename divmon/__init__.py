@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from divmon.errors import ConfigError, DivmonError
     from divmon.history import History
     from divmon.metrics import METRICS
+    from divmon.models.programs import CodeJudge
     from divmon.monitor import Monitor, replay
     from divmon.probes import ProbeSet
     from divmon.records import Measurement, Observation, Probe, SampleBatch
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOME = {
+    "CodeJudge": "models.programs",
     "METRICS": "metrics",
     "ConfigError": "errors",
     "DiversityCallback": "callback",
@@ -45,6 +47,7 @@ _HOME = {
 }
 __all__ = [
     "METRICS",
+    "CodeJudge",
     "ConfigError",
     "DiversityCallback",
     "DivmonError",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import shutil
 import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +60,7 @@ def start(plan: Plan, trainer: Any, *, model: Any, processing_class: Any) -> Ses
     sinks = plan.sinks if plan.sinks is not None else default_sinks(trainer, plan)
     every = settings.every or max(1, -(-int(trainer.state.max_steps) // EVALUATIONS))
     session = Session(probes, sampler, monitor, sinks, health, every, decoding, ranks, rewards)
-    twins = [WandbSink(metrics=rollouts.WATCHED, table_rows=0) for sink in sinks if sink.name == "wandb"]
+    twins = _twins(sinks, trainer)
     session.rollouts = rollouts.start(plan, trainer, ranks=ranks, health=health, sinks=twins, decode=tokenizer.decode)
     if session.ranks.main:
         path = Path(settings.run_dir or Path(args.output_dir) / "divmon").absolute()
@@ -107,6 +108,16 @@ def default_sinks(trainer: Any, plan: Plan) -> tuple[Sink, ...]:
     return tuple(sinks)
 
 
+def _twins(sinks: Sequence[Sink], trainer: Any) -> list[Sink]:
+    """Sinks for rollouts where there are trackers: of their own, since each keeps to the curves it began with."""
+    chosen: dict[str, Callable[[], Sink]] = {
+        "wandb": lambda: WandbSink(metrics=rollouts.WATCHED, table_rows=0),
+        "trackio": lambda: TrackioSink(metrics=rollouts.WATCHED, table_rows=0),
+        "reporters": lambda: ReporterSink(trainer, metrics=rollouts.WATCHED),
+    }
+    return [chosen[sink.name]() for sink in sinks if sink.name in chosen]
+
+
 def _bring_along(session: Session, path: Path, state: Any) -> None:
     """The history of a run that resumes in another output folder, found through the trainer's own saved state."""
     saved = state.stateful_callbacks if isinstance(getattr(state, "stateful_callbacks", None), dict) else {}
@@ -121,17 +132,31 @@ def _open_history(session: Session, path: Path, plan: Plan, step: int) -> None:
     """Continue the history on disk where the trainer resumes the run it belongs to; else start one."""
     if step > 0 and (path / "run.json").exists():
         with session.health.shield("disk", f"{path} (resume)"):
-            _continue(session, path, step)
+            _continue(session, path, plan, step)
     if session.monitor.history is None:  # History.create keeps what is there, whole or damaged, under another name
-        info = {"fingerprint": session.probes.fingerprint, "rules": dump_rules(plan.rules), "k": plan.settings.k}
+        fingerprint = session.probes.fingerprint
+        info = {"fingerprint": fingerprint, "measured": _measured(session, plan), "rules": dump_rules(plan.rules)}
         with session.health.shield("disk", str(path)):
             session.monitor.history = History.create(path, probes=session.probes.probes, info=info)
 
 
-def _continue(session: Session, path: Path, step: int) -> None:
-    history = History.read(path)
-    if history.info.get("fingerprint") != session.probes.fingerprint:
-        log.warning("divmon: %s was recorded on other probes; a new history starts at step %d", path, step)
+def _measured(session: Session, plan: Plan) -> str:
+    """What two parts of a run must share to be one: probes, K, decoding, judge, formats, encoder."""
+    lenses = plan.lenses
+    judged = (
+        f"quality:{lenses.judge}@{lenses.correct_at:g}|formats:{lenses.classifier_name}|encoder:{lenses.encoder_name}"
+    )
+    return f"k:{plan.settings.k}|{session.decoding.signature}|probes:{session.probes.fingerprint}|{judged}"
+
+
+def _continue(session: Session, path: Path, plan: Plan, step: int) -> None:
+    history, now = History.read(path), _measured(session, plan)
+    before = history.info.get("measured")
+    if before != now:
+        log.warning(
+            "divmon: %s was measured as %s, and this run measures as %s; a new history starts at step %d, the old one "
+            "is kept beside it", path, before, now, step,
+        )  # fmt: skip
         return
     history.rewind(step)
     session.monitor.resume(history)

@@ -56,7 +56,8 @@ ALARMS = [  # <- divmon: without rules of your own, the default ones warn and ne
 def scorer() -> LlamaForSequenceClassification:
     """The packaged model with a head that gives one number, 0 for everything as yet."""
     policy = load_model()
-    model = LlamaForSequenceClassification(type(policy.config)(**{**policy.config.to_dict(), "num_labels": 1}))
+    policy.config.num_labels = 1
+    model = LlamaForSequenceClassification(policy.config)
     model.model = policy.model
     torch.nn.init.zeros_(model.score.weight)
     return model
@@ -77,7 +78,7 @@ def reward_model(favourite: str) -> LlamaForSequenceClassification:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=32)
+    parser.add_argument("--steps", type=int, default=24)
     parser.add_argument("--out", type=Path, default=Path("runs/ppo"))
     args = parser.parse_args()
     if PPOTrainer is None:
@@ -118,7 +119,6 @@ def main() -> None:
     trainer.train()
 
     history = divmon.History.read(args.out)
-    shares = history.evaluations[-1].measurements
     print(f"\nTraining ended at step {trainer.state.global_step} of {args.steps}.")
     print(f"Checkpoints: {', '.join(map(str, sorted(args.out.glob('checkpoint-*')))) or 'none'}")
     print(f"Every number and every completion: {history.path}")

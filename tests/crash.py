@@ -27,13 +27,17 @@ def tiny() -> Any:
 
 
 def last_checkpoint(out: Path) -> str | None:
-    """The newest checkpoint that was written to its end (the trainer's state is its last file)."""
+    """The newest checkpoint that was written to its end (the trainer's state is its last file).
+
+    Not the one of the last step: resumed there, the trainer would take a step too many.
+    """
     found = []
     for path in out.glob("checkpoint-*"):
         try:
             found.append((json.loads((path / "trainer_state.json").read_text())["global_step"], str(path)))
         except (OSError, ValueError, KeyError):
             continue
+    found = [(step, path) for step, path in found if step < STEPS]
     return max(found)[1] if found else None
 
 

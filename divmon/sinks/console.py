@@ -19,7 +19,7 @@ LABEL = 24  # characters of a domain, a format label or an alarm's name
 ALARMS = 45  # columns the alarms may take on the line before they are counted instead of named
 RED, GREEN, YELLOW = 31, 32, 33
 COLOURS = {"critical": RED, "warning": YELLOW, "info": 0}
-PLAIN = str.maketrans({"●": "*", "○": "o", "…": "...", "→": "->"})
+PLAIN = str.maketrans({"●": "*", "○": "o", "…": "...", "→": "->", "·": "-"})
 TOP = "top format"  # on the line the name of that format stands for it
 SCREEN = "unconfirmed: a screen against one noisy baseline; it promises no false-alarm rate"
 # metric, its name on the line, whether its change is shown; the first items are the last to be left out
@@ -46,7 +46,7 @@ LEGEND = {
 }
 
 
-class _Item(NamedTuple):
+class Item(NamedTuple):
     """What a series has on the line: its name there, its value, its change (empty without one)."""
 
     domain: str
@@ -96,7 +96,7 @@ class ConsoleSink:
                 self._first.setdefault(m.key, m)
                 self._last[m.key] = m
         coloured = _coloured(self._target)
-        line, shown = _line(observation, self._first, self._watched, coloured=coloured)
+        line, shown = status_line(observation, self._first, watched=self._watched, coloured=coloured)
         for text in (line, *self._legend(shown)):
             self._write(text)
         for event in observation.events:
@@ -120,7 +120,7 @@ class ConsoleSink:
         for line in self._table():
             self._write(line)
 
-    def _legend(self, shown: Sequence[_Item]) -> Iterator[str]:
+    def _legend(self, shown: Sequence[Item]) -> Iterator[str]:
         """What the names on the line mean, each name once in a run."""
         line = ""
         for item in shown:
@@ -182,8 +182,8 @@ def status_line(
     *,
     watched: Mapping[str, str] | None = None,
     coloured: bool = False,
-) -> str:
-    """The line of one evaluation, at most 110 columns wide.
+) -> tuple[str, list[Item]]:
+    """The line of one evaluation, at most 110 columns wide, and the items that found a place on it.
 
     Series whose alarms fire or are pending come first. Then each domain gets its first item before any gets its second,
     until the line is full ("…" says that more was measured). The alarms stand at the end, named or, when there are
@@ -197,18 +197,10 @@ def status_line(
 
     >>> now = Measurement(step=8, domain="math", metric="tfidf_distance", value=0.45)
     >>> then = Measurement(step=0, domain="math", metric="tfidf_distance", value=0.6)
-    >>> status_line(Observation(step=8, measurements=(now,), states={"x/math": "firing"}), {now.key: then})
+    >>> status_line(Observation(step=8, measurements=(now,), states={"x/math": "firing"}), {now.key: then})[0]
     'divmon  step 8  math: surface .45 (-25%)  ● x firing'
     """
-    return _line(observation, first, watched or {}, coloured=coloured)[0]
-
-
-def _line(
-    observation: Observation, first: Mapping[str, Measurement], watched: Mapping[str, str], *, coloured: bool
-) -> tuple[str, list[_Item]]:
-    """The status line and the items that found a place on it."""
-    head, items = f"divmon  step {observation.step}", _items(observation, first, watched)
-    marks, taken, body = _alarms(observation, ALARMS), list[_Item](), ""
+    head, items = f"divmon  step {observation.step}", _items(observation, first, watched or {})
     for room in (ALARMS, 0):  # alarms are counted rather than take the place of every number
         marks = _alarms(observation, room)
         tail = "".join(f"  {text}" for text, _ in marks)
@@ -222,9 +214,9 @@ def _line(
     return f"{head}  {body}{end}", taken
 
 
-def _fitting(items: Sequence[_Item], room: int) -> tuple[list[_Item], str]:
+def _fitting(items: Sequence[Item], room: int) -> tuple[list[Item], str]:
     """As many of the first items as `room` columns hold, and their text."""
-    taken: list[_Item] = []
+    taken: list[Item] = []
     body = ""
     for place, item in enumerate(items):
         longer = _body([*taken, item])
@@ -251,7 +243,7 @@ def alert_line(event: AlarmEvent, *, coloured: bool = False) -> str:
     return f"divmon  {word} {start}{escape_controls(brief(message, held=_columns(plain) <= LONG))}{end}"
 
 
-def _items(observation: Observation, first: Mapping[str, Measurement], watched: Mapping[str, str]) -> list[_Item]:
+def _items(observation: Observation, first: Mapping[str, Measurement], watched: Mapping[str, str]) -> list[Item]:
     """In the order in which they deserve a place."""
     chosen = choose(observation, limit=len(ITEMS) * max(1, len(observation.measurements)))
     finite = {m.key: m for m in observation.measurements if math.isfinite(m.value)}
@@ -261,15 +253,15 @@ def _items(observation: Observation, first: Mapping[str, Measurement], watched: 
     return [_item(finite[key], first.get(key), urgent=key in urgent) for key in dict.fromkeys((*urgent, *usual))]
 
 
-def _item(m: Measurement, start: Measurement | None, *, urgent: bool) -> _Item:
+def _item(m: Measurement, start: Measurement | None, *, urgent: bool) -> Item:
     if m.metric == "format_dominance":
-        return _Item(m.domain, m.metric, _top(m), f"{m.value:.0%}")
+        return Item(m.domain, m.metric, _top(m), f"{m.value:.0%}")
     relative = urgent or m.metric in RELATIVE
     change = _change(start.value, m.value) if relative and start is not None and start.step != m.step else ""
-    return _Item(m.domain, m.metric, NAMES.get(m.metric, _clean(m.metric)), _short(m.value), change)
+    return Item(m.domain, m.metric, NAMES.get(m.metric, _clean(m.metric)), _short(m.value), change)
 
 
-def _body(items: Sequence[_Item]) -> str:
+def _body(items: Sequence[Item]) -> str:
     domains = dict.fromkeys(item.domain for item in items)
     named = [(d, "  ".join(item.text for item in items if item.domain == d)) for d in domains]
     return " | ".join(text if d == "default" and len(named) == 1 else f"{_clean(d)}: {text}" for d, text in named)

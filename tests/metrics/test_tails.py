@@ -136,6 +136,22 @@ def test_completions_that_nobody_judged_do_not_make_a_prompt_hard():
     assert details(TAIL_SHARE, base)["shares"] == pytest.approx({"1": 0.5, "2": 0, "3": 0, "4": 0.5, "5": 0})
 
 
+def test_no_hard_prompt_at_the_baseline_is_missing_and_not_a_dead_tail():
+    base = context_of(rates(10, 9, 8, 7, 5))
+    for context in (base, context_of(rates(10, 9, 8, 7, 5), baseline=base)):
+        assert math.isnan(measure(TAIL_SHARE, context))
+        assert evaluate(TAIL_SHARE, context).reason == "no prompt was hard at the baseline; give probes a difficulty"
+        assert details(TAIL_SHARE, context)["tail_prompts"] == 0
+    unsolved = context_of(rates(10, 0))
+    assert measure(TAIL_SHARE, unsolved) == 0.0  # there is a hard prompt, and it is never solved
+    assert details(TAIL_SHARE, unsolved)["tail_prompts"] == 1
+    assert math.isnan(measure(TAIL_SHARE, unsolved, [0]))  # a domain without one
+    assert evaluate(TAIL_SHARE, unsolved).reason.startswith("nothing was solved, or no prompt was hard at the baseline")
+    given = context_of(rates(10, 10, 10), difficulty=[1, 2, 3])
+    assert math.isnan(measure(TAIL_SHARE, given, [0]))
+    assert evaluate(TAIL_SHARE, given).reason == "nothing was solved, or no prompt is of the hardest levels"
+
+
 def test_given_difficulty_wins_and_prompts_without_one_are_left_out():
     context = context_of(rates(10, 5, 10), difficulty=[1, 3, None])
     found = details(TAIL_SHARE, context)

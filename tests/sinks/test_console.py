@@ -6,12 +6,13 @@ import io
 import re
 import sys
 import unicodedata
+from dataclasses import replace
 
 import pytest
 
-from divmon.records import AlarmEvent, Measurement, Observation
+from divmon.records import AlarmEvent, Measurement, Observation, SampleBatch
 from divmon.sinks import ConsoleSink
-from divmon.sinks.console import WIDTH
+from divmon.sinks.console import LONG, WIDTH, alert_line
 
 BASE = {"tfidf_distance": 0.693, "effective_formats": 3.13, "format_dominance": 0.4, "pass_at_1": 0.8}
 NOW = {"tfidf_distance": 0.61, "effective_formats": 2.1, "format_dominance": 0.71, "pass_at_1": 0.82}
@@ -67,19 +68,34 @@ def columns(text):
     return sum(2 if unicodedata.east_asian_width(c) in "WF" else 1 for c in text)
 
 
+def alerts(*events, **kwargs):
+    """The lines after the status line and its legend."""
+    return lines(observation(50, {"self_bleu": 0.5}, events=events, **kwargs))[1:]
+
+
+def breach(alarm="narrowing", *, metric="vendi", domain="math", step=50, actions=("warn",), held=2):
+    message = (
+        f"{metric} in {domain} fell 43 % (3.15 -> 1.79; allowed: 30 %), {held} evaluations in a row (unconfirmed)."
+    )
+    return AlarmEvent(step, alarm, domain, metric, "firing", "warning", 1.79, 3.15, actions=actions, message=message)
+
+
 def test_golden():
     firing = observation(40, NOW, states={"formats-collapse/creative": "firing"}, events=(EVENT,))
     assert lines(observation(0, BASE), firing, observation(44, NOW), close=True) == [
         "divmon  step 0  creative: surface .69  formats 3.1  prose 40%  pass@1 .80",
-        "divmon  step 40  creative: surface .61 (-12%)  formats 2.1 (-33%)  prose 71% …  ● formats-collapse firing",
+        "divmon  surface: how different completions are (0 = the same) · formats: effective number · "
+        "prose 40%: top format",
+        "divmon  step 40  creative: formats 2.1 (-33%)  surface .61 (-12%)  prose 71% …  ● formats-collapse firing",
         "divmon  CRITICAL formats-collapse (creative, step 40): Formats fell from 3.1 to 2.1 (-33%), confirmed on fresh"
-        " draws (p = 0.001). → save, stop",
+        " draws (p = 0.001) → save, stop",
         "divmon  step 44  creative: surface .61 (-12%)  formats 2.1 (-33%)  prose 71%  pass@1 .82",
-        "divmon  metric             domain    baseline  last  change  95% interval  alarms fired",
-        "divmon  tfidf_distance     creative  .693      .610  -12%    .560 to .660  -",
-        "divmon  effective_formats  creative  3.13      2.10  -33%    2.05 to 2.15  formats-collapse at 40",
-        "divmon  pass_at_1          creative  .800      .820  +2%     .770 to .870  -",
-        "divmon  format_dominance   creative  .400      .710  +77%    .660 to .760  -",
+        "divmon  metric                         domain    step 0  step 44  change  95% interval  alarms fired",
+        "divmon  tfidf_distance (surface)       creative  .693    .610     -12%    .560 to .660  -",
+        "divmon  effective_formats (formats)    creative  3.13    2.10     -33%    2.05 to 2.15  "
+        "formats-collapse at 40",
+        "divmon  pass_at_1 (pass@1)             creative  .800    .820     +2%     .770 to .870  -",
+        "divmon  format_dominance (top format)  creative  .400    .710     +77%    .660 to .760  -",
     ]
 
 
@@ -87,20 +103,94 @@ def test_a_resolved_alarm_and_one_without_a_message():
     resolved = AlarmEvent(50, "x", "math", "vendi", "resolved", "critical", 2.0, message="Back above the line.")
     bare = AlarmEvent(50, "y", "math", "vendi", "firing", "warning", 2.0, actions=("warn",))
     pending = AlarmEvent(50, "z", "math", "vendi", "pending", "warning", 2.0)
-    out = lines(observation(50, NOW, events=(resolved, bare, pending)))
-    assert out[1:] == [
-        "divmon  RESOLVED x (math, step 50): Back above the line.",
-        "divmon  WARNING y (math, step 50): vendi is 2.0 → warn",
+    assert alerts(resolved, bare, pending) == [
+        "divmon  RESOLVED x (math, step 50): Back above the line",
+        "divmon  WARNING y (step 50): vendi in math is 2.0",
     ]
 
 
+def test_an_alert_says_each_thing_once_and_the_caveat_once_a_run():
+    first, second = breach("narrowing"), breach("a-longer-name", actions=("warn", "save"))
+    assert alerts(first, second) == [
+        "divmon  WARNING narrowing (step 50): vendi in math fell 43 % (3.15 -> 1.79; allowed: 30 %), "
+        "2 evaluations in a row",
+        "divmon  unconfirmed: a screen against one noisy baseline; it promises no false-alarm rate",
+        "divmon  WARNING a-longer-name (step 50): vendi in math fell 43 % (3.15 -> 1.79; allowed: 30 %) → save",
+    ]
+    both = lines(observation(50, NOW, events=(first,)), observation(54, NOW, events=(second,)))
+    assert sum("unconfirmed" in line for line in both) == 1
+    resolved = AlarmEvent(50, "x", "math", "vendi", "resolved", "critical", 2.0, message="vendi in math is back.")
+    assert not any("unconfirmed" in line for line in alerts(resolved, EVENT))
+
+
+def test_an_alert_has_room_for_the_names_of_the_default_alarms():
+    for metric, alarm in (("effective_formats", "formats-narrowing"), ("format_dominance", "format-takeover")):
+        line = alert_line(breach(alarm, metric=metric, domain="creative", step=4000))
+        assert len(line) <= LONG
+        assert line.endswith("allowed: 30 %)")
+    short = alert_line(breach("x", metric="vendi", domain="math"))
+    assert short.endswith("2 evaluations in a row")
+
+
+def test_series_with_pending_or_firing_alarms_come_first():
+    names = {"p": "coverage", "f": "self_bleu", "q": "effective_formats"}
+    before = observation(0, {**BASE, "coverage": 0.5, "self_bleu": 0.4}, domains=["math", "creative"])
+    events = tuple(AlarmEvent(4, name, "creative", metric, "pending", "warning", 0.3) for name, metric in names.items())
+    states = {"p/creative": "pending", "f/creative": "firing", "q/creative": "inactive", "r/creative": "firing"}
+    now = {**NOW, "coverage": 0.4, "self_bleu": 0.5}
+    told = observation(4, now, domains=["math", "creative"], states=states, events=events)
+    later = observation(8, now, domains=["math", "creative"], states=states)
+    for step, line in zip((4, 8), lines(before, told, later)[-3::2], strict=True):
+        assert line.startswith(f"divmon  step {step}  creative: self_bleu .50 (+25%)  coverage .40 (-20%)")
+    calm = observation(12, now, domains=["math", "creative"], states=dict.fromkeys(states, "inactive"))
+    assert lines(before, told, calm)[-1].startswith("divmon  step 12  math: surface .61 (-12%)")
+
+
+def test_alarms_do_not_take_the_place_of_every_number():
+    states = {"one-alarm-with-a-long-name/d": "firing", "another-long-name-here": "firing"}
+    now = observation(123456, {"tfidf_distance": 0.5}, domains=["a-rather-long-domain-name"], states=states)
+    assert "surface .50" in lines(now)[0]
+    one = {"twenty-two-characters-": "firing", "twenty-one-character-": "firing", "third": "pending"}
+    assert lines(observation(4, NOW, states=one, domains=["d"]))[0].endswith(
+        "● twenty-two-characters-, twenty-one-character- firing  ○ 1 alarm pending"
+    )
+
+
+def test_the_legend_explains_what_is_shown_once():
+    later = observation(8, {"coverage": 0.5, "tail_share": 0.2})
+    out = lines(observation(0, {"pass_at_1": 0.5}), observation(4, {"coverage": 0.5, "tail_share": 0.2}), later, later)
+    assert out == [
+        "divmon  step 0  creative: pass@1 .50",
+        "divmon  step 4  creative: tail .20  coverage .50",
+        "divmon  tail: how much of what is solved is hard · coverage: prompts solved at least once",
+        *["divmon  step 8  creative: tail .20 (0%)  coverage .50"] * 2,
+    ]
+    everything = observation(0, {**NOW, "coverage": 0.5, "tail_share": 0.2}, label="a-label-of-some-length-x")
+    legend = lines(everything)[1:]
+    assert len(legend) == 2
+    assert all(len(line) <= LONG for line in legend)
+
+
+def test_columns_of_the_table_name_their_steps():
+    late = observation(8, {"tfidf_distance": 0.5})
+    both = observation(12, {"tfidf_distance": 0.4, "coverage": 0.5})
+    last = observation(16, {"tfidf_distance": 0.4})
+    assert lines(late, both, last, close=True)[-3:] == [
+        "divmon  metric                    domain    baseline (step 8)  step 16     change  95% interval  alarms fired",
+        "divmon  tfidf_distance (surface)  creative  .500               .400        -20%    .350 to .450  -",
+        "divmon  coverage                  creative  .500 at 12         .500 at 12  -       .450 to .550  -",
+    ]
+    resumed = replace(late, baseline=SampleBatch(0, (), ()))
+    assert "  step 8  step 16  " in lines(resumed, last, close=True)[-2]
+
+
 def test_the_only_domain_is_not_named_when_nobody_named_it():
-    assert lines(observation(0, {"tfidf_distance": 0.5}, domains=["default"])) == ["divmon  step 0  surface .50"]
+    assert lines(observation(0, {"tfidf_distance": 0.5}, domains=["default"]))[:1] == ["divmon  step 0  surface .50"]
 
 
 def test_every_domain_gets_its_first_item_before_any_gets_its_second():
     many = observation(20, NOW, domains=["creative", "math", "code", "dialogue"])
-    (line,) = lines(many)
+    line = lines(many)[0]
     assert len(line) <= WIDTH
     assert re.findall(r"(\w+): surface", line) == ["creative", "math", "code", "dialogue"]
     assert line.endswith("…")
@@ -114,9 +204,9 @@ def test_every_domain_gets_its_first_item_before_any_gets_its_second():
 def test_never_wider_than_the_limit(domains, name, alarms):
     states = {f"alarm-with-a-long-name-{i}/d": ("firing", "pending")[i % 2] for i in range(alarms)}
     now = observation(123456, NOW, domains=[f"{name}{i}" for i in range(domains)], states=states, label=name * 3)
-    (line,) = lines(now)
+    line, *legend = lines(now)
     assert columns(line) <= WIDTH
-    assert line.isprintable()
+    assert all(text.isprintable() and columns(text) <= LONG for text in (line, *legend))
     if alarms > 2:
         assert f"{alarms // 2 + alarms % 2} alarms firing" in line
 
@@ -134,9 +224,9 @@ def test_nothing_from_a_model_reaches_the_terminal_raw():
     event = AlarmEvent(4, "a\x1b[0m", hostile, "vendi", "firing", "info", 0.1, message=f"Prompt: {hostile}")
     now = observation(4, NOW, domains=[hostile], label=hostile, states={f"a\x1b/{hostile}": "firing"}, events=(event,))
     out = lines(now, close=True)
-    assert len(out) == 2 + 1 + len(NOW) + 1  # no line was broken in two
+    assert len(out) == 3 + 1 + len(NOW) + 1  # no line was broken in two
     assert all(line.isprintable() for line in out)
-    assert "Prompt: \\x1b]0;owned\\x07\\x1b[2J\\r\\n\\ud800\\u202eevil" in out[1]
+    assert "Prompt: \\x1b]0;owned\\x07\\x1b[2J\\r\\n\\ud800\\u202eevil" in out[2]
     "\n".join(out).encode("utf-8")
 
 
@@ -148,7 +238,7 @@ def test_colour_on_a_terminal_only(monkeypatch):
     coloured = lines(firing, stream=Terminal())
     assert not any("\x1b" in line for line in plain)
     assert "\x1b[31m● x firing\x1b[0m  \x1b[33m○ y pending\x1b[0m" in coloured[0]
-    assert "\x1b[31mCRITICAL\x1b[0m" in coloured[1]
+    assert "\x1b[31mCRITICAL\x1b[0m" in coloured[2]
     assert [re.sub(r"\x1b\[\d+m", "", line) for line in coloured] == plain
     monkeypatch.setenv("NO_COLOR", "1")
     assert lines(firing, stream=Terminal()) == plain
@@ -158,16 +248,21 @@ def test_a_stream_that_cannot_write_the_marks():
     raw = io.BytesIO()
     stream = io.TextIOWrapper(raw, encoding="ascii")
     ConsoleSink(stream).emit(observation(4, NOW, domains=["é"], states={"x/é": "firing"}))
-    assert raw.getvalue().decode("ascii").startswith("divmon  step 4  \\xe9: surface")
-    assert raw.getvalue().decode("ascii").rstrip().endswith("* x firing")
+    line, legend = raw.getvalue().decode("ascii").splitlines()
+    assert line.startswith("divmon  step 4  \\xe9: surface")
+    assert line.endswith("* x firing")
+    assert ") - formats: effective number - prose 71%: top format" in legend
 
 
 def test_change_is_not_made_up_where_the_baseline_is_zero_or_this_very_step():
     zero, later = observation(0, {"tail_share": 0.0}), observation(4, {"tail_share": 0.5})
-    assert lines(zero, later)[1] == "divmon  step 4  creative: tail .50"
-    assert lines(zero, close=True)[-1] == "divmon  tail_share  creative  .000      .000  -       -.050 to .050  -"
+    assert lines(zero, later)[2] == "divmon  step 4  creative: tail .50"
+    assert lines(zero, close=True)[-2:] == [
+        "divmon  metric             domain    step 0  95% interval   alarms fired",
+        "divmon  tail_share (tail)  creative  .000    -.050 to .050  -",
+    ]
     same = lines(observation(0, BASE), observation(4, {"tfidf_distance": 0.6929}))
-    assert "surface .69 (0%)" in same[1]
+    assert "surface .69 (0%)" in same[2]
 
 
 def test_closing_without_any_evaluation():
@@ -177,7 +272,7 @@ def test_closing_without_any_evaluation():
 def test_an_alarm_on_a_series_that_was_never_measured_is_in_the_table():
     event = AlarmEvent(8, "gone", "math", "coverage", "firing", "warning", float("nan"))
     table = lines(observation(8, {"tfidf_distance": 0.5}, events=(event,)), close=True)
-    assert table[-1].split() == ["divmon", "coverage", "math", "-", "-", "-", "-", "gone", "at", "8"]
+    assert table[-1].split() == ["divmon", "coverage", "math", "-", "-", "gone", "at", "8"]
 
 
 def test_standard_output_goes_through_tqdm_so_that_bars_survive(capsys, monkeypatch):
@@ -185,10 +280,10 @@ def test_standard_output_goes_through_tqdm_so_that_bars_survive(capsys, monkeypa
 
     written = []
     monkeypatch.setattr(tqdm, "write", lambda text, file=None: written.append((text, file)))
-    ConsoleSink().emit(observation(0, {"tfidf_distance": 0.5}))
-    ConsoleSink(sys.stderr).emit(observation(0, {"tfidf_distance": 0.5}))
-    ConsoleSink(io.StringIO()).emit(observation(0, {"tfidf_distance": 0.5}))
-    assert written == [("divmon  step 0  creative: surface .50", stream) for stream in (sys.stdout, sys.stderr)]
+    ConsoleSink().emit(observation(0, {"pass_at_1": 0.5}))
+    ConsoleSink(sys.stderr).emit(observation(0, {"pass_at_1": 0.5}))
+    ConsoleSink(io.StringIO()).emit(observation(0, {"pass_at_1": 0.5}))
+    assert written == [("divmon  step 0  creative: pass@1 .50", stream) for stream in (sys.stdout, sys.stderr)]
     assert capsys.readouterr().out == ""
 
 
@@ -197,5 +292,5 @@ def test_with_a_real_bar_open(capsys):
 
     with tqdm(total=2, file=sys.stderr) as bar:
         bar.update(1)
-        ConsoleSink().emit(observation(0, {"tfidf_distance": 0.5}))
-    assert capsys.readouterr().out == "divmon  step 0  creative: surface .50\n"
+        ConsoleSink().emit(observation(0, {"pass_at_1": 0.5}))
+    assert capsys.readouterr().out == "divmon  step 0  creative: pass@1 .50\n"
