@@ -43,13 +43,15 @@ class Alerts:  # <- divmon: a name, emit and close make a sink; no base class is
         self.file = path.open("w", encoding="utf-8")
 
     def emit(self, observation: divmon.Observation) -> None:
+        """Take one evaluation."""
         for event in observation.events:
             if event.state in ("firing", "resolved"):
                 sample = observation.batch.texts[0][0] if observation.batch else ""
                 self.file.write(f"{event.state}: {event.message} For example {sample!r}\n")
         self.file.flush()
 
-    def close(self) -> None:  # when training ends; perhaps more than once
+    def close(self) -> None:
+        """Training has ended. May be called more than once."""
         self.file.close()
 
 

@@ -2,7 +2,7 @@
 
 The tiny packaged model answers sums in four formats; TRL's SFTTrainer trains it on bullet lists only, on as many
 processes as torchrun starts. divmon's line in the script is that of a single process. This prints which rank does
-what: on a GPU each process would have one of its own, here they talk over gloo on the CPU.
+what. With GPUs each process would have its own; here they talk over gloo on the CPU.
 
     torchrun --nproc-per-node 2 examples/two_ranks.py      # offline, on a CPU, about half a minute
     python examples/two_ranks.py --out runs/one_rank       # one process measures the same at step 0
@@ -37,7 +37,7 @@ ALARMS = [  # <- divmon: rank 0 decides, and every rank obeys at the same step
 def told(observation: divmon.Observation) -> None:  # <- divmon: a sink, which rank 0 alone calls
     share = observation.get("format_dominance")
     if share is not None:
-        print(f"{me()} measured step {observation.step}: {share.value:.0%} in one format, n={share.n}", flush=True)
+        print(f"{me()} measured all {share.n} probes at step {observation.step}", flush=True)
 
 
 def me() -> str:
@@ -69,10 +69,9 @@ def main() -> None:
             disable_tqdm=True,
         ),
     )
-    callback = divmon.watch(  # <- divmon
-        trainer, every=5, formats=sums.label, alarms=ALARMS, sinks=["console", told]  # <- divmon
-    )  # <- divmon
-    print(f"{me()} trains on every {trainer.args.world_size}. batch", flush=True)
+    divmon.watch(trainer, every=5, formats=sums.label, alarms=ALARMS, sinks=["console", told])  # <- divmon: all of it
+    share = f"1 in {trainer.args.world_size}"
+    print(f"{me()} trains on {share} of the rows and samples {share} of the probes", flush=True)
     trainer.train()
 
     print(f"{me()} ended at step {trainer.state.global_step} of {args.steps}", flush=True)

@@ -39,4 +39,4 @@ def test_the_oldest_supported_trl(tmp_path: Path) -> None:
 
 @pytest.mark.trainer
 def test_ppo_in_its_last_home(tmp_path: Path) -> None:
-    assert "4 passed" in run_tests(site_with("1.12.0", tmp_path), "tests/ppo")
+    assert "5 passed" in run_tests(site_with("1.12.0", tmp_path), "tests/ppo")

@@ -137,7 +137,8 @@ def _ending(out: Path, image: Path, fired: list[Any], *, healthy: bool, steps: i
             f"  W&B          {wandb}  (offline; `wandb sync` it to see the curves)",
             "",
             "Next:",
-            f"  {again:<24} the twin of this run",
+            f"  {f'divmon report {out}':<40} one page about this run, to open in a browser",
+            f"  {again:<40} the twin of this run",
             "  callbacks=[divmon.DiversityCallback()]   the one line for your own trainer",
         )
     )

@@ -57,6 +57,7 @@ class Item(NamedTuple):
 
     @property
     def text(self) -> str:
+        """As it stands there."""
         return f"{self.name} {self.value}" + (f" ({self.change})" if self.change else "")
 
 

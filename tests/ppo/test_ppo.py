@@ -1,4 +1,4 @@
-"""PPO, whose last home is TRL 1.12: run with that TRL first on PYTHONPATH (`tests/test_lanes.py` does); else skipped."""
+"""PPO, whose last home is TRL 1.12: run with that TRL first on the path (`tests/test_lanes.py` does)."""
 
 from __future__ import annotations
 
@@ -82,6 +82,20 @@ def test_a_bare_callback_with_stop_is_refused_with_the_fix(tiny: Any, tmp_path: 
     with pytest.raises(divmon.ConfigError, match=r"divmon.watch\(trainer"):
         trainer.train()
     assert trainer.state.global_step == 0
+
+
+def test_curves_are_in_the_offline_wandb_run(tiny: Any, tmp_path: Path, offline_wandb: Any, read_wandb: Any) -> None:
+    import wandb
+
+    offline_wandb(tmp_path)
+    settings = {"every": 2, "k": 3, "max_new_tokens": 8, "strict": True}
+    ppo(tiny, tmp_path, callbacks=[divmon.DiversityCallback(**settings)], report_to="wandb").train()
+    wandb.finish()
+    [run] = read_wandb(tmp_path)
+    for metric in ("tfidf_distance", "token_entropy"):
+        series = divmon.History.read(tmp_path).series(metric, "train")
+        assert run.series(f"divmon/train/{metric}") == list(zip(series.steps, series.values, strict=True))
+    assert [step for step, _ in run.series("divmon/rollouts/format_dominance")] == [0, 1, 2, 3, 4, 5]
 
 
 def test_a_warning_needs_no_watch(tiny: Any, tmp_path: Path) -> None:

@@ -23,13 +23,13 @@ def trainer_rows(history: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [row for row in rows if set(row) - {"train/global_step"}]
 
 
-@pytest.mark.parametrize("name", ["trainer", "sft", "dpo", "grpo"])
+@pytest.mark.parametrize("name", ["trainer", "sft", "dpo", "grpo", "kto", "rloo", "online_dpo"])
 def test_curves_table_and_alert_are_in_the_offline_run(
     tiny: Any, name: str, tmp_path: Path, offline_wandb: Callable[[Path], None], read_wandb: Callable[..., Any]
 ) -> None:
     import wandb
 
-    make, found = tiny.TRAINERS[name], {}
+    make, found = {**tiny.TRAINERS, **tiny.MORE_TRAINERS}[name], {}
     for kind in ("plain", "watched"):
         out = tmp_path / kind
         out.mkdir()

@@ -1,0 +1,122 @@
+"""RLOO, two ranks, a metric and sinks of one's own, run as a newcomer runs them (PPO: `tests/ppo`)."""
+
+from __future__ import annotations
+
+import csv
+import importlib.util
+import os
+import re
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import divmon
+
+pytestmark = pytest.mark.trainer
+EXAMPLES = Path(__file__).parents[2] / "examples"
+LIMIT = 180.0  # seconds for one example on a busy machine; an idle one takes a fraction of it
+
+
+def launch(command: list[str], *, cwd: Path) -> subprocess.CompletedProcess[str]:
+    inherited = {k: v for k, v in os.environ.items() if not k.startswith(("HF_", "TRANSFORMERS_", "WANDB_", "TRL_"))}
+    environment = {**inherited, "OMP_NUM_THREADS": "1", "PYTHONIOENCODING": "utf-8", "GLOO_SOCKET_IFNAME": "lo"}
+    return subprocess.run(
+        [sys.executable, *command], cwd=cwd, env=environment, capture_output=True, encoding="utf-8", timeout=LIMIT
+    )
+
+
+def said(done: subprocess.CompletedProcess[str]) -> str:
+    """The standard output of an example that must have succeeded."""
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    assert "failed and was skipped" not in done.stderr
+    return done.stdout
+
+
+def run(name: str, *arguments: str, cwd: Path) -> str:
+    return said(launch([str(EXAMPLES / f"{name}.py"), *arguments], cwd=cwd))
+
+
+def on_two_ranks(name: str, *arguments: str, cwd: Path) -> str:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    program = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-addr", "127.0.0.1"]
+    command = [*program, "--master-port", str(port), str(EXAMPLES / f"{name}.py"), *arguments]
+    return said(launch(command, cwd=cwd))
+
+
+def steps(history: divmon.History) -> list[int]:
+    return [evaluation.step for evaluation in history.evaluations]
+
+
+def test_rloo_prints_its_rollouts_beside_the_probes(tmp_path: Path) -> None:
+    text = run("rloo", "--steps", "4", cwd=tmp_path)
+    probes = divmon.History.read(tmp_path / "runs" / "rloo")  # the folder it names when none is given
+    rollouts = divmon.History.read(probes.path / "rollouts")
+    assert steps(probes) == [0, 4]
+    assert steps(rollouts) == [0, 1, 2, 3]
+    first, last = (re.search(rf"^ +{step} .*$", text, re.MULTILINE) for step in (0, 4))
+    assert first
+    assert last
+    numbers = [
+        history.series(metric, domain).values[0]
+        for metric in ("effective_formats", "mean_quality")
+        for history, domain in ((probes, "sums"), (rollouts, "rollouts"))
+    ]
+    assert first[0].split() == ["0", *(f"{number:.2f}" for number in numbers)]
+    assert last[0].split()[2::2] == ["-", "-"]  # nothing was drawn for training after the last step
+
+
+def test_two_ranks_share_the_work_and_one_stop_ends_both(tmp_path: Path) -> None:
+    text = on_two_ranks("two_ranks", "--out", "two", cwd=tmp_path)
+    history = divmon.History.read(tmp_path / "two")
+    end = history.last_step
+    assert steps(history) == list(range(0, end + 1, 5))
+    assert end < 40
+    assert sorted(re.findall(r"rank (\d) of 2, process \d+\] trains on 1 in 2", text)) == ["0", "1"]
+    assert sorted(re.findall(rf"rank (\d) of 2, process \d+\] ended at step {end} of 40", text)) == ["0", "1"]
+    assert set(re.findall(r"rank (\d) of 2, process \d+\] measured", text)) == {"0"}
+    assert (tmp_path / "two" / f"checkpoint-{end}" / "model.safetensors").is_file()
+
+    alone = run("two_ranks", "--steps", "1", "--out", "one", cwd=tmp_path)
+    assert "[rank 0 of 1" in alone
+    assert divmon.History.read(tmp_path / "one").batch(0).texts == history.batch(0).texts
+
+
+def test_a_metric_of_ones_own_stops_the_run(tmp_path: Path) -> None:
+    text = run("own_metric", "--out", "out", cwd=tmp_path)
+    history = divmon.History.read(tmp_path / "out")
+    assert [event.alarm for event in history.fired()] == ["same-beginnings"]
+    assert history.last_step < 40
+    assert history.keys() == ["train/tfidf_distance", "train/distinct_openings"]
+    values = history.series("distinct_openings", "train").values
+    assert ((values >= 1 / 8) & (values <= 1)).all()
+    assert f"distinct_openings {values[-1]:.2f}" in text
+    assert (tmp_path / "out" / f"checkpoint-{history.last_step}").is_dir()
+
+
+def test_sinks_of_ones_own_write_every_number_and_every_alert(tmp_path: Path) -> None:
+    run("own_sink", "--out", "out", cwd=tmp_path)
+    history = divmon.History.read(tmp_path / "out")
+    with (tmp_path / "out" / "diversity.csv").open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    recorded = [m for evaluation in history.evaluations for m in evaluation.measurements]
+    assert [(row["step"], row["metric"], row["value"]) for row in rows] == [
+        (str(m.step), m.metric, str(m.value)) for m in recorded
+    ]
+    alerts = (tmp_path / "out" / "alerts.txt").read_text("utf-8").splitlines()
+    assert len(alerts) == len(history.fired()) > 0
+    assert all(event.message in line for event, line in zip(history.fired(), alerts, strict=True))
+
+
+def test_ppo_on_a_trl_without_it_says_how_to_get_it(tmp_path: Path) -> None:
+    if importlib.util.find_spec("trl.experimental.ppo"):
+        pytest.skip("this TRL has PPO")
+    done = launch([str(EXAMPLES / "ppo.py")], cwd=tmp_path)
+    assert done.returncode == 2
+    assert "pip install -e . 'trl==1.12.0'" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not list(tmp_path.iterdir())
