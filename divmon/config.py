@@ -48,6 +48,7 @@ class SettingsKwargs(TypedDict, total=False):
     chat: bool | None
     batch_size: int | None
     rollouts: bool
+    keep_logprobs: bool
     strict: bool
 
 
@@ -78,6 +79,7 @@ class Settings:
         chat: Wrap plain-text prompts as one user message. None: when the trainer's own data is conversational.
         batch_size: Completions drawn at once. None: found by trying.
         rollouts: Also measure what an RL trainer generates itself, every step, as a series of its own.
+        keep_logprobs: Record log-probabilities and entropies of every token with the completions.
         strict: Let divmon's own failures stop training; for tests.
 
     Raises:
@@ -102,6 +104,7 @@ class Settings:
     chat: bool | None = None
     batch_size: int | None = None
     rollouts: bool = True
+    keep_logprobs: bool = False
     strict: bool = False
 
     def __post_init__(self) -> None:

@@ -64,6 +64,7 @@ class Monitor:
         health: Where failures are counted.
         keep_completions: Write completions beside the history (those of the baseline are always kept).
         intervals: Bootstrap every number; that takes most of the measuring time.
+        keep_logprobs: Also write log-probabilities and entropies of every token, which take most of the space.
 
     The first batch observed is the baseline: its quantities (idf, format shares, difficulty bins) are frozen, and
     drops are measured from it.
@@ -79,6 +80,7 @@ class Monitor:
         health: Health | None = None,
         keep_completions: bool = True,
         intervals: bool = True,
+        keep_logprobs: bool = False,
     ) -> None:
         encoder = lenses is not None and lenses.encoder is not None
         self.metrics = default_metrics(encoder=encoder) if metrics is None else tuple(metrics)
@@ -88,6 +90,7 @@ class Monitor:
         self.health = health or Health()
         self.keep_completions = keep_completions
         self.intervals = intervals
+        self.keep_logprobs = keep_logprobs
         self.alarms = Alarms(self.rules)
         self._baseline: MetricContext | None = None
         self._last: tuple[Measurement, ...] = ()
@@ -191,8 +194,11 @@ class Monitor:
     def _record(self, evaluation: Evaluation, batch: SampleBatch | None) -> None:
         if self.history is not None:
             first = self._baseline is not None and batch is self._baseline.batch
+            kept = batch if self.keep_completions or first else None
+            if kept is not None and not self.keep_logprobs:
+                kept = replace(kept, logprobs=None, entropies=None)
             with self.health.shield("disk", str(self.history.path)):
-                self.history.append(evaluation, batch if self.keep_completions or first else None)
+                self.history.append(evaluation, kept)
 
 
 def summarise(result: Result, rows: np.ndarray, *, intervals: bool = True) -> Measurement:

@@ -56,7 +56,8 @@ def start(plan: Plan, trainer: Any, *, model: Any, processing_class: Any) -> Ses
     rewards = TrainerRewards(trainer) if settings.quality == "rewards" else None
     if rewards is not None:
         rewards.check(probes)
-    monitor = Monitor(plan.metrics, rules=plan.rules, lenses=plan.lenses, health=health)
+    kept = settings.keep_logprobs
+    monitor = Monitor(plan.metrics, rules=plan.rules, lenses=plan.lenses, health=health, keep_logprobs=kept)
     sinks = plan.sinks if plan.sinks is not None else default_sinks(trainer, plan)
     every = settings.every or max(1, -(-int(trainer.state.max_steps) // EVALUATIONS))
     session = Session(probes, sampler, monitor, sinks, health, every, decoding, ranks, rewards)
