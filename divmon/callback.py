@@ -97,6 +97,8 @@ class DiversityCallback(TrainerCallback):  # type: ignore[misc]
                 self.session.rollouts.evaluate()
             if self.session.due(state.global_step):
                 self._apply(self.session.evaluate(state.global_step), control)
+        if self._stopping:  # also when the baseline asked for it: the flag to save is cleared when a step begins
+            control.should_save = control.should_training_stop = True
 
     def on_evaluate(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, metrics: Any = None, **_: Any

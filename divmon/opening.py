@@ -112,9 +112,9 @@ def default_sinks(trainer: Any, plan: Plan) -> tuple[Sink, ...]:
 def _twins(sinks: Sequence[Sink], trainer: Any) -> list[Sink]:
     """Sinks for rollouts where there are trackers: of their own, since each keeps to the curves it began with."""
     chosen: dict[str, Callable[[], Sink]] = {
-        "wandb": lambda: WandbSink(metrics=rollouts.WATCHED, table_rows=0),
-        "trackio": lambda: TrackioSink(metrics=rollouts.WATCHED, table_rows=0),
-        "reporters": lambda: ReporterSink(trainer, metrics=rollouts.WATCHED),
+        "wandb": lambda: WandbSink(metrics=rollouts.CURVES, table_rows=0),
+        "trackio": lambda: TrackioSink(metrics=rollouts.CURVES, table_rows=0),
+        "reporters": lambda: ReporterSink(trainer, metrics=rollouts.CURVES),
     }
     return [chosen[sink.name]() for sink in sinks if sink.name in chosen]
 

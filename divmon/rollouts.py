@@ -31,6 +31,7 @@ WATCHED = (
     "tail_share",
     "length",
 )
+CURVES = ("tfidf_distance", "effective_formats", "mean_quality", "all_wrong")  # what trackers get; the rest is on disk
 
 
 @dataclass

@@ -100,7 +100,7 @@ def main() -> None:
             per_device_train_batch_size=64,
             gradient_accumulation_steps=1,
             num_ppo_epochs=2,
-            response_length=40,
+            response_length=32,
             stop_token="eos",
             missing_eos_penalty=1.0,
             temperature=1.0,

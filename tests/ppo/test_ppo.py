@@ -95,7 +95,7 @@ def test_curves_are_in_the_offline_wandb_run(tiny: Any, tmp_path: Path, offline_
     for metric in ("tfidf_distance", "token_entropy"):
         series = divmon.History.read(tmp_path).series(metric, "train")
         assert run.series(f"divmon/train/{metric}") == list(zip(series.steps, series.values, strict=True))
-    assert [step for step, _ in run.series("divmon/rollouts/format_dominance")] == [0, 1, 2, 3, 4, 5]
+    assert [step for step, _ in run.series("divmon/rollouts/effective_formats")] == [0, 1, 2, 3, 4, 5]
 
 
 def test_a_warning_needs_no_watch(tiny: Any, tmp_path: Path) -> None:

@@ -26,6 +26,14 @@ def test_stop_saves_a_checkpoint_first_and_ends_the_run(tiny: Any, name: str, tm
     assert (tmp_path / "checkpoint-2").is_dir()
 
 
+def test_a_stop_at_the_baseline_ends_the_run_at_the_first_step_with_a_checkpoint(tiny: Any, tmp_path: Path) -> None:
+    alarms = [{**rule("stop"), "for": 1}]
+    trainer = tiny.sft(tmp_path, callbacks=[divmon.DiversityCallback(**BASE, alarms=alarms)])
+    trainer.train()
+    assert trainer.state.global_step == 1
+    assert (tmp_path / "checkpoint-1").is_dir()
+
+
 def test_save_saves_and_training_goes_on(tiny: Any, tmp_path: Path) -> None:
     trainer = tiny.sft(tmp_path, callbacks=[divmon.DiversityCallback(**BASE, alarms=[rule("save")])])
     trainer.train()
