@@ -133,4 +133,7 @@ class DiversityCallback(TrainerCallback):  # type: ignore[misc]
                 control.should_save = True  # a stop without a checkpoint would lose the run
             if action.kind == "stop":
                 control.should_training_stop = self._stopping = True
-                log.warning("divmon stops training: the alarm %r fired; the checkpoint is saved first", action.alarm)
+                if self.session is not None and self.session.ranks.main:
+                    log.warning(
+                        "divmon stops training: the alarm %r fired; the checkpoint is saved first", action.alarm
+                    )

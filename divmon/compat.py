@@ -117,8 +117,13 @@ def is_conversational(rows: Any) -> bool:
     columns = getattr(rows, "column_names", None) or []
     if "messages" in columns:
         return True
-    first = next(iter(rows), None) if "prompt" in columns else None
+    first = next(iter(rows), None) if "prompt" in columns else None  # only data sets that reread name columns
     return first is not None and isinstance(first["prompt"], list)
+
+
+def rereadable(rows: Any) -> bool:
+    """Whether a trainer's data set surely starts anew each time: it has a length, or is a stream of `datasets`."""
+    return hasattr(rows, "__len__") or hasattr(rows, "column_names")
 
 
 def refuse_sharding(trainer: Any) -> None:
@@ -161,11 +166,18 @@ class StopTraining(Exception):
 def own_loop(trainer: Any) -> bool:
     """Whether `trainer` trains in a loop of its own (TRL's PPO), which ignores the stop flag of callbacks.
 
-    Goes with TRL's PPO, whose last release is 1.12.
+    A ``train()`` that only does something around ``super().train()`` is no loop. Goes with TRL's PPO, whose last
+    release is 1.12.
     """
     from transformers import Trainer
 
-    return type(trainer).train is not Trainer.train
+    for kind in type(trainer).__mro__:
+        if kind is Trainer:
+            return False
+        train = inspect.unwrap(vars(kind)["train"]) if "train" in vars(kind) else None
+        if train is not None and "super" not in getattr(getattr(train, "__code__", None), "co_names", ()):
+            return True
+    return False
 
 
 def reward_functions(trainer: Any) -> list[tuple[Any, float]]:

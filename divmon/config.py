@@ -64,7 +64,8 @@ class Settings:
         temperature: 1.0 samples the policy as it is.
         top_p: 1.0 keeps the tail.
         seed: Names the noise; equal seeds and weights give equal completions.
-        metrics: Names, functions of one prompt's list of completions, or `Metric` records. None: the default set.
+        metrics: Names, functions of one prompt's list of completions, or `Metric` records; ``"default"`` stands for the
+            default set. None: that set.
         alarms: A YAML file, a list of rules or mappings, instead of the default rules; ``[]`` for none. None: the
             default rules, which only warn.
         quality: ``(probe, completion) -> float``, or ``"rewards"`` to call the trainer's reward functions. None: gold
@@ -73,8 +74,8 @@ class Settings:
         formats: Your own formats: a function of a text, or a mapping from label to regular expression.
         encoder: A sentence-transformers name, ``"offline"`` for the packaged MiniLM, or a function of a list of texts.
             Adds `semantic_distance`.
-        sinks: ``"console"``, ``"wandb"``, ``"trackio"``, or functions of an `Observation`. None: the console, and
-            what the trainer reports to.
+        sinks: ``"console"``, ``"wandb"``, ``"trackio"``, functions of an `Observation`, or objects with `name`,
+            `emit` and `close`; ``"default"`` stands for the console and what the trainer reports to. None: those.
         run_dir: Where the history goes. None: ``divmon`` inside the trainer's output folder.
         chat: Wrap plain-text prompts as one user message. None: when the trainer's own data is conversational.
         batch_size: Completions drawn at once. None: found by trying.
@@ -164,7 +165,8 @@ class Plan:
     metrics: tuple[Metric, ...]
     rules: tuple[Rule, ...]
     lenses: Lenses
-    sinks: tuple[Sink, ...] | None
+    sinks: tuple[Sink, ...]
+    default_sinks: bool = True
 
 
 def plan(settings: Settings) -> Plan:
@@ -178,8 +180,9 @@ def plan(settings: Settings) -> Plan:
     lenses = _lenses(settings)
     metrics = _metrics(settings)
     rules = _rules(settings, metrics, probes)
-    sinks = None if settings.sinks is None else tuple(as_sink(s) for s in _listed("sinks", settings.sinks))
-    return Plan(settings, probes, metrics, rules, lenses, sinks)
+    named = ["default"] if settings.sinks is None else _listed("sinks", settings.sinks)
+    sinks = tuple(as_sink(sink) for sink in named if sink != "default")
+    return Plan(settings, probes, metrics, rules, lenses, sinks, default_sinks="default" in named)
 
 
 def check_domains(rules: Iterable[Rule], probes: ProbeSet) -> None:
@@ -198,14 +201,15 @@ def check_domains(rules: Iterable[Rule], probes: ProbeSet) -> None:
 
 def _metrics(settings: Settings) -> tuple[Metric, ...]:
     chosen = settings.metrics
-    if chosen is None:
-        chosen = default_metrics(encoder=settings.encoder is not None)
-    metrics = tuple(resolve(spec) for spec in _listed("metrics", chosen))
+    chosen = ["default"] if chosen is None else _listed("metrics", chosen)
+    standard = default_metrics(encoder=settings.encoder is not None)
+    groups = [standard if spec == "default" else (resolve(spec),) for spec in chosen]
+    metrics = tuple(metric for group in groups for metric in group)
     names = [metric.name for metric in metrics]
     for metric in metrics:
         if names.count(metric.name) > 1:
             raise ConfigError(f"Two metrics are called {metric.name!r}; a name is a curve, so give one another name.")
-        if settings.k < metric.min_k and settings.metrics is not None:
+        if settings.k < metric.min_k and "default" not in chosen:
             raise ConfigError(
                 f"k={settings.k} is too small for {metric.name}, which compares completions of one prompt and needs at "
                 f"least {metric.min_k}. Set k={metric.min_k} or more, or drop the metric."
@@ -215,7 +219,7 @@ def _metrics(settings: Settings) -> tuple[Metric, ...]:
                 f"{metric.name} needs an encoder: pass encoder='offline' (pip install 'divmon[offline]') or the name "
                 "of a sentence-transformers model."
             )
-    if settings.k < 2 and settings.metrics is None:
+    if settings.k < 2 and "default" in chosen:
         raise ConfigError(
             f"k={settings.k} is too small to see diversity within a prompt. Set k=2 or more (8 is the default)."
         )

@@ -21,6 +21,9 @@ class Health:
     Args:
         strict: Let failures through, for tests and debugging.
 
+    Attributes:
+        opening: Before the first training step: what the user asked for and cannot be had (a `ConfigError`) passes.
+
     >>> health = Health()
     >>> with health.shield("sink", "wandb"):
     ...     raise RuntimeError("the disk is full")
@@ -30,6 +33,7 @@ class Health:
 
     def __init__(self, *, strict: bool = False) -> None:
         self.strict = strict
+        self.opening = True
         self.failures: dict[str, int] = dict.fromkeys(PARTS, 0)
         self.seconds = 0.0
         self._reported: set[tuple[str, str]] = set()
@@ -38,14 +42,14 @@ class Health:
     def shield(self, part: Part, name: str = "") -> Iterator[None]:
         """Swallow, count and report (once for each `part` and `name`) whatever the block raises.
 
-        A `ConfigError` passes: it says that the user asked for something impossible, and it can only be raised before
-        the first training step. `strict` lets everything pass.
+        A `ConfigError` passes while `opening`: it says that the user asked for something impossible. Once training has
+        begun it is a failure like any other. `strict` lets everything pass.
         """
         try:
             yield
-        except ConfigError:
-            raise
         except Exception as error:
+            if self.opening and isinstance(error, ConfigError):
+                raise
             self.failed(part, name, error)
 
     def failed(self, part: Part, name: str, error: BaseException | str) -> None:

@@ -239,6 +239,14 @@ class History:
         steps, values, low, high = (np.array(c) for c in columns)
         return Series(key, self._signatures.get(key, ""), steps, values, low, high)
 
+    def rollouts(self) -> History:
+        """What the trainer generated itself, a run of its own with the one domain ``rollouts``.
+
+        Raises:
+            HistoryError: The trainer generated nothing, or ``rollouts=False`` was said.
+        """
+        return History.read(self.path / "rollouts")
+
     def fired(self) -> list[AlarmEvent]:
         """Every alarm that fired, oldest first."""
         return [event for event in self.events() if event.state == "firing"]

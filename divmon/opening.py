@@ -58,19 +58,24 @@ def start(plan: Plan, trainer: Any, *, model: Any, processing_class: Any) -> Ses
         rewards.check(probes)
     kept = settings.keep_logprobs
     monitor = Monitor(plan.metrics, rules=plan.rules, lenses=plan.lenses, health=health, keep_logprobs=kept)
-    sinks = plan.sinks if plan.sinks is not None else default_sinks(trainer, plan)
+    sinks = (*(default_sinks(trainer, plan) if plan.default_sinks else ()), *plan.sinks)
     every = settings.every or max(1, -(-int(trainer.state.max_steps) // EVALUATIONS))
     session = Session(probes, sampler, monitor, sinks, health, every, decoding, ranks, rewards)
     twins = _twins(sinks, trainer)
     session.rollouts = rollouts.start(plan, trainer, ranks=ranks, health=health, sinks=twins, decode=tokenizer.decode)
     if session.ranks.main:
-        path = Path(settings.run_dir or Path(args.output_dir) / "divmon").absolute()
+        path = run_folder(plan, args)
         _bring_along(session, path, trainer.state)
         _open_history(session, path, plan, trainer.state.global_step)
         if session.rollouts is not None:
             rollouts.record(session.rollouts, path, step=trainer.state.global_step if session.last_step >= 0 else 0)
         _announce(session, plan, trainer)
     return session
+
+
+def run_folder(plan: Plan, args: Any) -> Path:
+    """Where the history of a run with the trainer's arguments `args` goes."""
+    return Path(plan.settings.run_dir or Path(args.output_dir) / "divmon").absolute()
 
 
 def choose_probes(plan: Plan, trainer: Any, tokenizer: Any) -> ProbeSet:
@@ -81,6 +86,8 @@ def choose_probes(plan: Plan, trainer: Any, tokenizer: Any) -> ProbeSet:
         try:
             if rows is None:
                 raise ProbeError("The trainer has no training data.")
+            if not compat.rereadable(rows):
+                raise ProbeError("It is a stream that may be readable only once.")
             prompts_only = compat.own_loop(trainer)  # PPO's rows hold nothing but tokenised prompts
             if prompts_only and "input_ids" in rows.column_names:
                 rows = rows.rename_column("input_ids", "prompt_ids")
@@ -169,17 +176,18 @@ def _announce(session: Session, plan: Plan, trainer: Any) -> None:
         return
     history = session.monitor.history
     own = plan.probes is None and session.probes.domains == (OWN_DOMAIN,)
-    source = "prompts of your training data" if own else f"prompts ({', '.join(session.probes.domains)})"
+    source = f"prompts {'of your training data ' if own else ''}({', '.join(session.probes.domains)})"
+    shared = f" on {session.ranks.count} ranks" if session.ranks.count > 1 else ""
     lines = [
         f"divmon watches {len(session.probes)} {source} x {plan.settings.k} completions of at most "
         f"{session.decoding.max_new_tokens} tokens, temperature {session.decoding.temperature:g}, "
-        f"every {session.every} steps; history in {history.path if history else 'memory only'}"
+        f"every {session.every} steps{shared}; history in {history.path if history else 'memory only'}"
     ]
     if any(probe.token_ids for probe in session.probes) and not compat.own_loop(trainer):
         lines.append(
             "       the data names no prompts, so the beginnings of its texts are probed; probes=[...] is better"
         )
-    if plan.sinks is None and len(session.sinks) == 1:
+    if plan.default_sinks and len(session.sinks) == 1 + len(plan.sinks):
         lines.append(
             "       for curves beside your loss, set report_to='wandb', 'trackio' (no account needed) or 'tensorboard' "
             "in the trainer's arguments"
@@ -187,8 +195,9 @@ def _announce(session: Session, plan: Plan, trainer: Any) -> None:
     if any(sink.name == "trackio" for sink in session.sinks):
         lines.append("       curves: `trackio show`, with train/global_step as the x axis")
     if plan.settings.quality is None and not any(probe.gold for probe in session.probes):
+        how = "probes with gold answers" if compat.own_loop(trainer) else "quality=f(probe, completion)"
         lines.append(
-            "       nothing judges completions: quality=f(probe, completion) would add pass@1, coverage, quality by "
-            "format and the tail by difficulty"
+            f"       nothing judges completions: {how} would add pass@1, coverage, quality by format and the tail by "
+            "difficulty"
         )
     print("\n".join(lines), flush=True)

@@ -33,7 +33,7 @@ class Session:
         rewards: Adds rewards to a batch; None when the user did not ask for them.
         rollouts: Measures what the trainer generates itself; None where it generates nothing.
         last_step: The newest step evaluated, here or before a resume.
-        latest: ``domain/metric`` to value at that step, on every rank; only what could be measured.
+        latest: ``domain/metric`` to value at that step, on every rank; NaN where it could not be measured.
     """
 
     probes: ProbeSet
@@ -68,7 +68,7 @@ class Session:
                         observation = self.monitor.missed(step, health=timings)
                     else:
                         observation = self.monitor.observe(batch, health=timings)
-        values = {m.key: m.value for m in observation.measurements if math.isfinite(m.value)}
+        values = {**dict.fromkeys(self.latest, math.nan), **{m.key: m.value for m in observation.measurements}}
         # before the sinks: no rank waits for a tracker
         actions, self.latest = self.ranks.broadcast((observation.actions, values))
         self._emit(observation)

@@ -139,7 +139,7 @@ def test_every_setting_is_a_keyword_of_the_callback():
 def test_the_defaults_work():
     made = plan(Settings())
     assert made.probes is None
-    assert made.sinks is None
+    assert made.default_sinks
     assert {m.name for m in made.metrics} == {m.name for m in METRICS.values() if "encoder" not in m.needs}
     assert {rule.metric for rule in made.rules} <= {m.name for m in made.metrics}
     assert {rule.severity for rule in made.rules} == {"warning"}
@@ -256,3 +256,18 @@ def test_a_file_that_is_not_there(tmp_path):
         Settings.load(tmp_path / "none.yaml")
     with pytest.raises(ConfigError, match=r"Cannot read the alarm rules in .*gone.yaml"):
         plan(Settings.load(write(tmp_path, "alarms: gone.yaml\n")))
+
+
+def test_default_stands_for_the_default_metrics_and_sinks() -> None:
+    def shouting(texts: list[str]) -> float:
+        return 0.0
+
+    def keep(observation: object) -> None:
+        pass
+
+    chosen = plan(Settings(metrics=[shouting, "default"], sinks=["default", keep]))
+    assert [m.name for m in chosen.metrics[:2]] == ["shouting", "tfidf_distance"]
+    assert len(chosen.metrics) == 1 + len(plan(Settings()).metrics)
+    assert chosen.default_sinks
+    assert len(chosen.sinks) == 1
+    assert not plan(Settings(sinks=[keep])).default_sinks

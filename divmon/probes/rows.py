@@ -123,7 +123,7 @@ def _prefix(ids: Sequence[int], labels: Sequence[int] | None, *, whole: bool) ->
 
 def _gold(row: Mapping[str, Any]) -> str | None:
     for name in GOLD_COLUMNS:
-        value = row.get(name)
+        value = _plain(row.get(name))
         if isinstance(value, (str, int, float)) and not isinstance(value, bool) and value == value:  # not NaN
             gold = str(value).split("####")[-1].strip()
             if 0 < len(gold) <= LONGEST_GOLD:
@@ -133,12 +133,17 @@ def _gold(row: Mapping[str, Any]) -> str | None:
 
 def _level(row: Mapping[str, Any]) -> int | None:
     for name in LEVEL_COLUMNS:
-        value = row.get(name)
+        value = _plain(row.get(name))
         if isinstance(value, (int, float)) and not isinstance(value, bool) and float(value).is_integer():
             return int(value)
         if isinstance(value, str) and (found := re.fullmatch(r"(?:level\s*)?(\d{1,3})", value.strip(), re.IGNORECASE)):
             return int(found[1])
     return None
+
+
+def _plain(value: Any) -> Any:
+    """A number out of the tensor or array of no dimension in which a data set's format has put it."""
+    return value.item() if getattr(value, "ndim", None) == 0 else value
 
 
 def _text_or_none(value: Any) -> str | None:

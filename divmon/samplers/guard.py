@@ -12,6 +12,19 @@ import torch
 
 
 @contextlib.contextmanager
+def same_streams() -> Iterator[None]:
+    """Whatever is drawn inside, the random streams of python, numpy, torch and every device go on as if it were not."""
+    python, legacy, cpu, devices = random.getstate(), np.random.get_state(), torch.get_rng_state(), _device_states()
+    try:
+        yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(legacy)
+        torch.set_rng_state(cpu)
+        _restore(devices)
+
+
+@contextlib.contextmanager
 def undisturbed(model: torch.nn.Module, tokenizer: Any = None) -> Iterator[None]:
     """Sample inside; afterwards, also after an exception, all is as before.
 
@@ -30,10 +43,9 @@ def undisturbed(model: torch.nn.Module, tokenizer: Any = None) -> Iterator[None]
     side = getattr(tokenizer, "padding_side", None)
     flags = [(module, module.training) for module in model.modules()]
     configs = [(m, m.__dict__["generation_config"]) for m in model.modules() if "generation_config" in m.__dict__]
-    python, legacy, cpu, devices = random.getstate(), np.random.get_state(), torch.get_rng_state(), _device_states()
     try:
         model.eval()
-        with torch.no_grad():
+        with same_streams(), torch.no_grad():
             yield
     finally:
         for module, training in flags:
@@ -42,10 +54,6 @@ def undisturbed(model: torch.nn.Module, tokenizer: Any = None) -> Iterator[None]
             module.generation_config = config
         if side is not None:
             tokenizer.padding_side = side
-        random.setstate(python)
-        np.random.set_state(legacy)
-        torch.set_rng_state(cpu)
-        _restore(devices)
 
 
 def _device_states() -> list[tuple[Any, int, torch.Tensor]]:

@@ -10,7 +10,7 @@ import functools
 import hashlib
 import inspect
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -58,6 +58,7 @@ class RolloutTap:
         self._rows: list[Rollout] = []
         self._open: list[Rollout] = []
         self._called = 0
+        self._functions = 0
         self._undo: list[Callable[[], None]] = []
         functions = getattr(trainer, "reward_funcs", None)
         if isinstance(functions, list):
@@ -82,43 +83,44 @@ class RolloutTap:
 
     def _wrap_rewards(self, functions: list[Any]) -> None:
         plain = [i for i, function in enumerate(functions) if not hasattr(function, "parameters")]
-        for i in plain:
-            original = functions[i]
-            functions[i] = self._wrapped(original, last=len(plain))
-            self._undo.append(functools.partial(functions.__setitem__, i, original))
+        self._functions = len(plain)
+        for place, i in enumerate(plain):
+            original, wrapper = functions[i], self._wrapped(functions[i], place)
+            functions[i] = wrapper
+            self._undo.append(functools.partial(_put_back, functions, i, wrapper, original))
 
-    def _wrapped(self, function: Any, *, last: int) -> Any:
+    def _wrapped(self, function: Any, place: int) -> Any:
         if inspect.iscoroutinefunction(function):
 
             @functools.wraps(function)
             async def awaited(*args: Any, **kwargs: Any) -> Any:
-                out = await function(*args, **kwargs)
-                self._record(kwargs, out, last)
-                return out
+                return self._record(kwargs, await function(*args, **kwargs), place)
 
             return awaited
 
         @functools.wraps(function)
         def called(*args: Any, **kwargs: Any) -> Any:
-            out = function(*args, **kwargs)
-            self._record(kwargs, out, last)
-            return out
+            return self._record(kwargs, function(*args, **kwargs), place)
 
         return called
 
-    def _record(self, arguments: Mapping[str, Any], out: Any, last: int) -> None:
-        if not self.trainer.model.training:
-            return  # the trainer's evaluation
+    def _record(self, arguments: Mapping[str, Any], out: Any, place: int) -> Any:
+        """Keep the rewards `out` of the function at `place`, which need not be called in that order; return them."""
+        if not self.attached or not self.trainer.model.training:
+            return out  # detached, or the trainer's evaluation
+        if isinstance(out, Iterator):
+            out = list(out)  # it can be read once only, and the trainer wants to read it too
         with self.health.shield("sampler", "rollouts"):
             if self._called == 0:
                 self.step = int(self.trainer.state.global_step)
-                self._open = _rows_of(arguments)
+                self._open = _rows_of(arguments, rewards=self._functions)
             for row, reward in zip(self._open, out, strict=True):
-                row.rewards.append(None if reward is None else float(reward))
+                row.rewards[place] = None if reward is None else float(reward)
         self._called += 1
-        if self._called == last:
+        if self._called == self._functions:
             self._rows += self._open
             self._open, self._called = [], 0
+        return out
 
     def _wrap_generate(self, policy: Any) -> None:
         original = policy.generate
@@ -145,11 +147,17 @@ class RolloutTap:
             self._rows.append(Rollout(self.decode(kept), self.decode(row[width:].tolist())))
 
 
-def _rows_of(arguments: Mapping[str, Any]) -> list[Rollout]:
+def _put_back(functions: list[Any], i: int, wrapper: Any, original: Any) -> None:
+    """Unwrap, unless somebody has wrapped the wrapper since; then it stays, and passes everything on."""
+    if functions[i] is wrapper:
+        functions[i] = original
+
+
+def _rows_of(arguments: Mapping[str, Any], *, rewards: int) -> list[Rollout]:
     prompts, completions = arguments["prompts"], arguments["completions"]
     names = [name for name in ("difficulty", "level", "gold", "answer") if isinstance(arguments.get(name), list)]
     return [
-        Rollout(prompt, _text(completion), columns={name: arguments[name][i] for name in names})
+        Rollout(prompt, _text(completion), [None] * rewards, columns={name: arguments[name][i] for name in names})
         for i, (prompt, completion) in enumerate(zip(prompts, completions, strict=True))
     ]
 

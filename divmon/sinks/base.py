@@ -10,6 +10,7 @@ from importlib import import_module
 from typing import Any, Protocol
 
 from divmon.errors import ConfigError, unknown
+from divmon.metrics import METRICS
 from divmon.records import OVERALL, Observation, State
 
 # Where each named sink lives. Modules are loaded when asked for, so that naming one sink does not load the others.
@@ -116,9 +117,10 @@ def choose(
 ) -> tuple[str, ...]:
     """Which series (``domain/metric``) become curves.
 
-    Metric by metric in the order of `DEFAULT_METRICS`, and within a metric domain by domain in the order they were
-    measured, every series with a finite value is taken until there are `limit`. So every domain gets its surface
-    distance before any gets its second curve. The overall domain counts only for metrics no domain has.
+    Metric by metric, those a user wrote first and then in the order of `DEFAULT_METRICS`, and within a metric domain by
+    domain in the order they were measured, every series with a finite value is taken until there are `limit`. So every
+    domain gets its surface distance before any gets its second curve. The overall domain counts only for metrics no
+    domain has. Where none of these was measured, all that was is taken.
 
     Args:
         observation: The evaluation.
@@ -127,7 +129,13 @@ def choose(
         keep: Series chosen before, which keep their place, so that curves do not come and go.
     """
     finite = {m.key: m for m in observation.measurements if math.isfinite(m.value)}
-    names = DEFAULT_METRICS if metrics is None else tuple(metrics)
+    if metrics is None:
+        own = dict.fromkeys(m.metric for m in observation.measurements if m.metric not in METRICS)
+        names: Sequence[str] = (*own, *DEFAULT_METRICS)
+        if not any(m.metric in names for m in finite.values()):
+            names = list(dict.fromkeys(m.metric for m in finite.values()))
+    else:
+        names = metrics
     chosen = list(dict.fromkeys(keep))
     taken = set(chosen)
     for name in names:

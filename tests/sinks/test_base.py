@@ -16,7 +16,7 @@ from divmon.records import OVERALL, Measurement, Observation
 from divmon.sinks import SINKS, ConsoleSink, WandbSink, as_sink, curves
 from divmon.sinks.base import DEFAULT_METRICS, alarm_states, choose, escape_controls, strip_controls
 
-OTHERS = ("distinct_2", "vendi", "self_bleu")
+OTHERS = ("distinct_2", "distinct_1", "self_bleu")
 
 
 def measured(
@@ -96,8 +96,8 @@ def test_the_overall_domain_counts_only_where_no_domain_has_the_metric():
 def test_named_metrics_replace_the_defaults_without_a_limit():
     domains = [f"d{i}" for i in range(9)]
     observation = Observation(step=4, measurements=measured(domains))
-    keys = curve_keys(observation, metrics=["vendi", "self_bleu", "not_measured"])
-    assert keys == [f"divmon/{d}/{m}" for m in ("vendi", "self_bleu") for d in domains]
+    keys = curve_keys(observation, metrics=["distinct_1", "self_bleu", "not_measured"])
+    assert keys == [f"divmon/{d}/{m}" for m in ("distinct_1", "self_bleu") for d in domains]
 
 
 def test_the_choice_depends_on_nothing_but_the_observation():
@@ -164,3 +164,12 @@ def test_importing_the_sinks_loads_no_tracker():
     code = "import sys, divmon.sinks as s; s.as_sink('wandb'); print('wandb' in sys.modules, 'torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["False", "False"]
+
+
+def test_metrics_of_the_users_own_come_first_and_are_never_invisible():
+    def measured(*names: str) -> Observation:
+        return Observation(1, tuple(Measurement(1, "math", name, 0.5) for name in names))
+
+    assert choose(measured("tfidf_distance", "my_metric")) == ("math/my_metric", "math/tfidf_distance")
+    assert choose(measured("my_metric")) == ("math/my_metric",)
+    assert choose(measured("distinct_2")) == ("math/distinct_2",)  # nothing else was measured
