@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from typing import Any, Unpack
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
@@ -11,8 +12,9 @@ from divmon import compat
 from divmon.config import Settings, SettingsKwargs, plan
 from divmon.errors import ConfigError
 from divmon.health import Health
-from divmon.opening import start
+from divmon.opening import run_folder, start
 from divmon.records import Action
+from divmon.samplers.guard import same_streams
 from divmon.samplers.ranks import Ranks
 from divmon.session import Session
 
@@ -42,7 +44,7 @@ class DiversityCallback(TrainerCallback):  # type: ignore[misc]
         self.trainer: Any = None
         self.session: Session | None = None
         self.catches_stop = False  # whether somebody around train() catches StopTraining
-        self._stopping = False
+        self._asked: set[str] = set()  # "save", until a checkpoint is written, and "stop"
         self._boundary = Health(strict=self.plan.settings.strict)
 
     def attach(self, trainer: Any) -> None:
@@ -65,17 +67,14 @@ class DiversityCallback(TrainerCallback):  # type: ignore[misc]
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Start the session and evaluate the baseline."""
-        self.trainer = self.trainer or compat.find_trainer()
+        self._close()  # what a train() that was interrupted has left
+        self.trainer = compat.find_trainer() or self.trainer
         if self.trainer is None:
             raise ConfigError("divmon found no trainer around this callback. Use divmon.watch(trainer, ...) instead.")
-        wants_stop = any("stop" in rule.actions for rule in self.plan.rules)
-        if wants_stop and compat.own_loop(self.trainer) and not self.catches_stop:
-            raise ConfigError(
-                f"{type(self.trainer).__name__} ignores the stop flag of callbacks. Use divmon.watch(trainer, ...) "
-                "before trainer.train() instead of callbacks=[...], or remove 'stop' from the alarms."
-            )
-        self._stopping, session = False, None
-        with self._boundary.shield("monitor", "start"):
+        self._check(args)
+        self._asked, session = set(), None
+        self._boundary.opening = True
+        with self._boundary.shield("monitor", "start"), same_streams():
             session = start(
                 self.plan, self.trainer, model=kwargs["model"], processing_class=kwargs.get("processing_class")
             )
@@ -84,56 +83,96 @@ class DiversityCallback(TrainerCallback):  # type: ignore[misc]
             return  # all or none: a rank that never joins would hang the others
         session.last_step = ranks.broadcast(session.last_step)
         self.session = session
-        with self._boundary.shield("monitor", "start"):
+        with self._boundary.shield("monitor", "start"), same_streams():
             if session.last_step < 0:  # a resumed run has its baseline, and its cadence
-                self._apply(session.evaluate(state.global_step), control)
+                self._take(session.evaluate(state.global_step))
+        self._boundary.opening = session.health.opening = False
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Evaluate when due, and do what a firing alarm asks for."""
         if self.session is None:
             return
-        with self._boundary.shield("monitor", "step"):
+        with self._boundary.shield("monitor", "step"), same_streams():
             if self.session.rollouts is not None:
                 self.session.rollouts.evaluate()
             if self.session.due(state.global_step):
-                self._apply(self.session.evaluate(state.global_step), control)
-        if self._stopping:  # also when the baseline asked for it: the flag to save is cleared when a step begins
-            control.should_save = control.should_training_stop = True
+                self._take(self.session.evaluate(state.global_step))
+        self._apply(args, control)  # also what the baseline asked for: flags set then are cleared when a step begins
 
     def on_evaluate(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, metrics: Any = None, **_: Any
     ) -> None:
-        """Add ``eval_divmon/<domain>/<metric>``, so that `metric_for_best_model` and early stopping can use them."""
+        """Add ``eval_divmon/<domain>/<metric>``, so that `metric_for_best_model` and early stopping can use them.
+
+        What could not be measured is left out; only where the best model is chosen by it, it is the worst value.
+        """
         if self.session is None or metrics is None:
             return
-        with self._boundary.shield("monitor", "evaluate"):
+        with self._boundary.shield("monitor", "evaluate"), same_streams():
             if state.global_step > self.session.last_step:
-                self._apply(self.session.evaluate(state.global_step), control)
-            metrics.update({f"eval_divmon/{key}": value for key, value in self.session.latest.items()})
+                self._take(self.session.evaluate(state.global_step))
+        latest = {f"eval_divmon/{key}": value for key, value in self.session.latest.items()}
+        metrics.update({key: value for key, value in latest.items() if math.isfinite(value)})
+        best = f"eval_{(args.metric_for_best_model or '').removeprefix('eval_')}"
+        if best not in metrics and best.startswith("eval_divmon/") and (best in latest or not latest):
+            metrics[best] = -math.inf if args.greater_is_better else math.inf
+        if args.save_strategy != "best":  # there, the trainer decides after this whether to save: the next step asks
+            self._apply(args, control)
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """End a loop that ignores the stop flag, now that its checkpoint is written."""
-        if self._stopping and self.session is not None and compat.own_loop(self.trainer):
+        self._asked.discard("save")
+        if "stop" in self._asked and self.session is not None and compat.own_loop(self.trainer):
             raise compat.StopTraining
 
     def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Evaluate the final policy, if it was not, and close the sinks."""
         if self.session is None:
             return
-        with self._boundary.shield("monitor", "end"):
+        with self._boundary.shield("monitor", "end"), same_streams():
             if state.global_step > self.session.last_step:
                 self.session.evaluate(state.global_step)
-            self.session.close()
-            self.session = None
+        self._close()
 
-    def _apply(self, actions: tuple[Action, ...], control: TrainerControl) -> None:
-        """The only place where anything is asked of the trainer."""
+    def _close(self) -> None:
+        session, self.session = self.session, None
+        if session is not None:
+            with self._boundary.shield("monitor", "end"), same_streams():
+                session.close()
+
+    def _check(self, args: TrainingArguments) -> None:
+        """Refuse, before the first step, what only shows when training starts."""
+        wants_stop = any("stop" in rule.actions for rule in self.plan.rules)
+        if wants_stop and compat.own_loop(self.trainer) and not self.catches_stop:
+            raise ConfigError(
+                f"{type(self.trainer).__name__} ignores the stop flag of callbacks. Use divmon.watch(trainer, ...) "
+                "before trainer.train() instead of callbacks=[...], or remove 'stop' from the alarms."
+            )
+        watching = [c for c in self.trainer.callback_handler.callbacks if isinstance(c, DiversityCallback)]
+        folder = run_folder(self.plan, args)
+        if sum(run_folder(callback.plan, args) == folder for callback in watching) > 1:
+            raise ConfigError(
+                f"Two DiversityCallbacks of this trainer record in {folder}. Keep one (divmon.watch adds one of its "
+                "own), or give each a run_dir=."
+            )
+
+    def _take(self, actions: tuple[Action, ...]) -> None:
+        """Remember what alarms ask for."""
         for action in actions:
             if action.kind in ("save", "stop"):
-                control.should_save = True  # a stop without a checkpoint would lose the run
+                self._asked.add("save")  # a stop without a checkpoint would lose the run
             if action.kind == "stop":
-                control.should_training_stop = self._stopping = True
+                self._asked.add("stop")
                 if self.session is not None and self.session.ranks.main:
                     log.warning(
                         "divmon stops training: the alarm %r fired; the checkpoint is saved first", action.alarm
                     )
+
+    def _apply(self, args: TrainingArguments, control: TrainerControl) -> None:
+        """The only place where anything is asked of the trainer."""
+        if "save" in self._asked:
+            control.should_save = True
+            if args.save_strategy == "best":  # an evaluation would overrule that
+                control.should_evaluate = False
+        if "stop" in self._asked:
+            control.should_training_stop = True

@@ -51,7 +51,7 @@ def test_sft_warns_when_the_formats_collapse(tmp_path: Path) -> None:
     history = divmon.History.read(tmp_path / "runs" / "sft")  # the folder it names when none is given
     assert steps(history) == [0, 5, 10, 15, 20]
     assert {"formats-narrowing", "format-takeover"} <= set(fired(history))
-    assert "WARNING formats-narrowing (prompts, step 20)" in said
+    assert "WARNING formats-narrowing (step 20)" in said
     assert str(Path("runs", "sft", "divmon")) in said
     assert history.series("format_dominance", "train").values[-1] > 0.9
 
@@ -64,7 +64,7 @@ def test_grpo_saves_and_stops_when_one_format_takes_over(tmp_path: Path) -> None
     end = history.last_step
     assert steps(history) == list(range(0, end + 1, 4))
     assert end < 28
-    assert f"CRITICAL one-format-takes-over (prompts, step {end})" in said
+    assert f"CRITICAL one-format-takes-over (step {end})" in said
     assert f"Training ended at step {end} of 28" in said
     assert (tmp_path / "out" / f"checkpoint-{end}" / "model.safetensors").is_file()
     coverage = history.series("coverage", "train").values
@@ -77,7 +77,7 @@ def test_dpo_warns_when_one_format_is_preferred(tmp_path: Path) -> None:
     history = divmon.History.read(tmp_path / "out")
     assert steps(history) == [0, 5, 10, 15, 20, 25, 30]
     assert "formats-narrowing" in fired(history)
-    assert "WARNING formats-narrowing (sums" in said
+    assert "WARNING formats-narrowing (step" in said
     assert "pass@1" in said
 
 
