@@ -104,10 +104,11 @@ def start(
 def record(watch: RolloutWatch, run: Path, *, step: int) -> None:
     """Keep the series in ``RUN/rollouts``, continuing it where the run resumes at `step`."""
     path = run / "rollouts"
-    with watch.health.shield("disk", str(path)):
-        if step > 0 and (path / "run.json").exists():
+    if step > 0 and (path / "run.json").exists():
+        with watch.health.shield("disk", f"{path} (resume)"):
             history = History.read(path)
             history.rewind(step - 1)  # a rollout's step is that of the policy that drew it
             watch.monitor.resume(history)
-        else:
+    if watch.monitor.history is None:  # History.create keeps what is there, whole or damaged, under another name
+        with watch.health.shield("disk", str(path)):
             watch.monitor.history = History.create(path, probes=(), info={"source": "rollout"})

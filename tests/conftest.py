@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -10,6 +11,10 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+
+# Tiny models are no faster on several threads, and threads that wait for each other are slow on a busy machine. Before
+# torch is loaded, and inherited by every process a test starts.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 def _load(name: str) -> ModuleType:

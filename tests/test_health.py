@@ -63,6 +63,13 @@ def test_a_config_error_passes(strict):
     assert not any(health.failures.values())
 
 
+def test_a_config_error_is_a_failure_like_any_other_once_training_has_begun():
+    health = Health()
+    health.opening = False
+    fail(health, error=ConfigError("write this instead"))
+    assert sum(health.failures.values()) == 1
+
+
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), SystemExit(3)])
 def test_a_user_who_wants_out_gets_out(error):
     with pytest.raises(type(error)):

@@ -212,6 +212,8 @@ def test_gold_answers(row, gold):
         ({"level": " level3 "}, 3),
         ({"difficulty": "4"}, 4),
         ({"difficulty": 2.0}, 2),
+        ({"difficulty": np.int64(2)}, 2),
+        ({"level": np.array(2)}, 2),  # what set_format("numpy") and set_format("torch") make of a number
         ({"difficulty": 0}, 0),
         ({"difficulty": 2.5}, None),
         ({"difficulty": "hard", "level": 5}, 5),

@@ -1,4 +1,4 @@
-"""Uses that are not the plain one: randomness in the user's own code, one-shot data, interrupted runs, two callbacks."""
+"""Uses that are not the plain one: dice in the user's own code, one-shot data, interrupted runs, two callbacks."""
 
 from __future__ import annotations
 
@@ -203,9 +203,9 @@ def test_a_metric_that_does_not_exist_cannot_choose_the_best_model(tiny: Any, tm
 
 @pytest.mark.parametrize("every", [2, 100])  # noticed at the end of a step, or while the trainer evaluates
 def test_a_stop_saves_also_where_only_the_best_is_saved(tiny: Any, tmp_path: Path, every: int) -> None:
-    rule = {"name": "always", "metric": "length", "rule": "above", "level": 0, "for": 2, "then": ["stop"]}
+    rule = {"name": "always", "metric": "length", "rule": "above", "level": 0, "for": 3, "then": ["stop"]}
     callback = divmon.DiversityCallback(**{**BASE, "every": every}, alarms=[rule])
-    best = {**BEST, "metric_for_best_model": "eval_loss", "eval_steps": 2}
+    best = {**BEST, "metric_for_best_model": "eval_loss"}  # greater is better, and it falls: step 1 is the best
     trainer = tiny.sft(tmp_path, callbacks=[callback], save_strategy="best", **best)
     trainer.train()
     assert trainer.state.global_step == (2 if every == 2 else 3)
@@ -221,3 +221,16 @@ def test_a_config_error_of_a_sink_does_not_stop_training(tiny: Any, tmp_path: Pa
     trainer.train()
     assert trainer.state.global_step == 6
     assert divmon.History.read(tmp_path).evaluations[-1].health["sink_failures"] == 5
+
+
+def test_rollouts_go_on_where_their_record_was_damaged(tiny: Any, tmp_path: Path) -> None:
+    settings = {"save_strategy": "steps", "save_steps": 4}
+    tiny.grpo(tmp_path, callbacks=[divmon.DiversityCallback(**BASE)], **settings).train()
+    record = tmp_path / "divmon" / "rollouts" / "history.jsonl"
+    record.write_text("{damaged\n" + record.read_text("utf-8"), "utf-8")
+    trainer = tiny.grpo(tmp_path, callbacks=[divmon.DiversityCallback(**BASE)], **settings)
+    trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-4"))
+    history = divmon.History.read(tmp_path)
+    assert [e.step for e in history.evaluations] == list(range(7))
+    assert [e.step for e in history.rollouts().evaluations] == [4, 5]
+    assert record.parent.with_name("rollouts.1").is_dir()
