@@ -17,7 +17,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
@@ -186,6 +186,13 @@ class History:
             self._supersede(step)
             self._unwritten.append(({"resumed_at": step}, None))
             self.flush()
+
+    def slim(self) -> None:
+        """Forget, in memory only, what takes most space of the newest evaluation: its vectors, which are on disk."""
+        if self.evaluations and not self._unwritten:
+            last = self.evaluations[-1]
+            slim = tuple(replace(m, values=(), details={}) for m in last.measurements)
+            self.evaluations[-1] = replace(last, measurements=slim)
 
     def flush(self) -> None:
         """Write whatever earlier attempts could not."""

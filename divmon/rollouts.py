@@ -68,6 +68,8 @@ class RolloutWatch:
             with self.health.shield("monitor", "rollouts"):
                 batch = rollout_batch(rows, step=step, group=self.group, weights=self.weights, decoding=self.decoding)
                 observation = self.monitor.observe(batch)
+                if self.monitor.history is not None:
+                    self.monitor.history.slim()  # one evaluation a step: a long run would fill the memory
                 for sink in self.sinks:
                     with self.health.shield("sink", f"{sink.name} (rollouts)"):
                         sink.emit(replace(observation, health={}))
@@ -75,7 +77,7 @@ class RolloutWatch:
     def close(self) -> None:
         """Unwrap the trainer and close the sinks."""
         self.tap.detach()
-        for sink in self.sinks:
+        for sink in self.sinks if self.ranks.main else ():
             with self.health.shield("sink", f"{sink.name} (rollouts)"):
                 sink.close()
 

@@ -94,26 +94,36 @@ class RolloutTap:
 
             @functools.wraps(function)
             async def awaited(*args: Any, **kwargs: Any) -> Any:
-                return self._record(kwargs, await function(*args, **kwargs), place)
+                self._begin(kwargs)
+                return self._record(await function(*args, **kwargs), place)
 
             return awaited
 
         @functools.wraps(function)
         def called(*args: Any, **kwargs: Any) -> Any:
-            return self._record(kwargs, function(*args, **kwargs), place)
+            self._begin(kwargs)
+            return self._record(function(*args, **kwargs), place)
 
         return called
 
-    def _record(self, arguments: Mapping[str, Any], out: Any, place: int) -> Any:
+    @property
+    def _listening(self) -> bool:
+        return self.attached and bool(self.trainer.model.training)  # else detached, or the trainer's evaluation
+
+    def _begin(self, arguments: Mapping[str, Any]) -> None:
+        """Copy the completions of a generation batch, before a reward function can change them in place."""
+        if self._listening and self._called == 0:
+            with self.health.shield("sampler", "rollouts"):
+                self.step = int(self.trainer.state.global_step)
+                self._open = _rows_of(arguments, rewards=self._functions)
+
+    def _record(self, out: Any, place: int) -> Any:
         """Keep the rewards `out` of the function at `place`, which need not be called in that order; return them."""
-        if not self.attached or not self.trainer.model.training:
-            return out  # detached, or the trainer's evaluation
+        if not self._listening:
+            return out
         if isinstance(out, Iterator):
             out = list(out)  # it can be read once only, and the trainer wants to read it too
         with self.health.shield("sampler", "rollouts"):
-            if self._called == 0:
-                self.step = int(self.trainer.state.global_step)
-                self._open = _rows_of(arguments, rewards=self._functions)
             for row, reward in zip(self._open, out, strict=True):
                 row.rewards[place] = None if reward is None else float(reward)
         self._called += 1

@@ -75,6 +75,9 @@ class ConsoleSink:
 
     def __init__(self, stream: TextIO | None = None) -> None:
         self._stream = stream
+        self._begin()
+
+    def _begin(self) -> None:
         self._first: dict[str, Measurement] = {}
         self._last: dict[str, Measurement] = {}
         self._chosen: tuple[str, ...] = ()
@@ -87,6 +90,8 @@ class ConsoleSink:
 
     def emit(self, observation: Observation) -> None:
         """Print the line (with a legend, the first time), then the alerts of this evaluation."""
+        if self._closed:  # a second training with the same sink is another run
+            self._begin()
         if not self._steps:
             self._resumed = observation.baseline is not None and observation.baseline.step != observation.step
         self._steps.append(observation.step)

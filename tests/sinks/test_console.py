@@ -294,3 +294,14 @@ def test_with_a_real_bar_open(capsys):
         bar.update(1)
         ConsoleSink().emit(observation(0, {"pass_at_1": 0.5}))
     assert capsys.readouterr().out == "divmon  step 0  creative: pass@1 .50\n"
+
+
+def test_a_second_training_with_the_same_sink_is_a_run_of_its_own():
+    out = io.StringIO()
+    sink = ConsoleSink(out)
+    for _ in range(2):
+        sink.emit(Observation(0, (Measurement(0, "math", "tfidf_distance", 0.5),)))
+        sink.close()
+    first, second = out.getvalue()[: len(out.getvalue()) // 2], out.getvalue()[len(out.getvalue()) // 2 :]
+    assert first == second
+    assert "tfidf_distance" in first

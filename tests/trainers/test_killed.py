@@ -33,7 +33,8 @@ class Trainings:
             [sys.executable, str(Path(__file__).parents[1] / "crash.py")], env=environment, text=True,
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
         )  # fmt: skip
-        assert self.read() == "ready"
+        while self.read() != "ready":  # other libraries may have something to say first
+            assert self.process.poll() is None
 
     def read(self) -> str:
         assert self.process.stdout

@@ -72,6 +72,22 @@ def test_rollouts_are_a_series_of_their_own_every_step(tiny: Any, name: str, tmp
     assert all(key.startswith("train/") for key in keys)
 
 
+def test_rollouts_are_what_was_generated_even_if_a_reward_edits_it(tiny: Any, tmp_path: Path) -> None:
+    seen: list[str] = []
+
+    def vandal(completions: list[str], **_: Any) -> list[float]:
+        seen.extend(completions)
+        completions[:] = ["edited"] * len(completions)
+        return [0.0] * len(completions)
+
+    trainer = tiny.grpo(tmp_path, callbacks=[divmon.DiversityCallback(**WATCHED)], max_steps=1)
+    trainer.reward_funcs = [vandal]
+    trainer.train()
+    rollouts = divmon.History.read(tmp_path).rollouts()
+    assert sorted(text for row in rollouts.batch(0).texts for text in row) == sorted(seen)
+    assert rollouts.evaluations[0].measurements[0].values  # on disk, though not in the memory of the run
+
+
 def test_rollouts_can_be_switched_off(tiny: Any, tmp_path: Path) -> None:
     tiny.grpo(tmp_path, callbacks=[divmon.DiversityCallback(**WATCHED, rollouts=False)]).train()
     assert not (tmp_path / "divmon" / "rollouts").exists()
