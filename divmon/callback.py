@@ -28,7 +28,8 @@ class DiversityCallback(TrainerCallback):  # type: ignore[misc]
     curves, and raises alarms. Training is left bitwise undisturbed. Whatever fails inside is counted and skipped.
 
     Args:
-        probes: Prompts, in any form `divmon.ProbeSet.of` takes; None takes 32 from the trainer's own data.
+        probes: Prompts, in any form `divmon.ProbeSet.of` takes, or `Settings` (from a file, say); None takes 32 prompts
+            from the trainer's own data.
         **settings: See `divmon.Settings`.
 
     Raises:
@@ -39,8 +40,8 @@ class DiversityCallback(TrainerCallback):  # type: ignore[misc]
     """
 
     def __init__(self, probes: Any = None, **settings: Unpack[SettingsKwargs]) -> None:
-        values = {"probes": probes, **settings}
-        self.plan = plan(probes if isinstance(probes, Settings) and not settings else Settings.make(values))
+        given = vars(probes) if isinstance(probes, Settings) else {"probes": probes}
+        self.plan = plan(Settings.make({**given, **settings}))
         self.trainer: Any = None
         self.session: Session | None = None
         self.catches_stop = False  # whether somebody around train() catches StopTraining

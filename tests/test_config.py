@@ -271,3 +271,12 @@ def test_default_stands_for_the_default_metrics_and_sinks() -> None:
     assert chosen.default_sinks
     assert len(chosen.sinks) == 1
     assert not plan(Settings(sinks=[keep])).default_sinks
+
+
+def test_settings_can_be_handed_to_the_callback_and_refined() -> None:
+    from divmon.callback import DiversityCallback
+
+    chosen = DiversityCallback(Settings(probes=["a", "b"], k=4, every=5), every=7).plan
+    assert (chosen.settings.k, chosen.settings.every) == (4, 7)
+    assert chosen.probes is not None
+    assert [probe.text for probe in chosen.probes] == ["a", "b"]
