@@ -52,6 +52,13 @@ def test_two_ranks_are_undisturbed(tmp_path: Path) -> None:
     assert set(launch(tmp_path / "plain", "plain")) == set(launch(tmp_path / "watched", "watch"))
 
 
+def test_rollouts_of_both_ranks_make_whole_groups(tmp_path: Path) -> None:
+    assert set(launch(tmp_path / "plain", "grpo-plain")) == set(launch(tmp_path / "watched", "grpo"))
+    rollouts = divmon.History.read(tmp_path / "watched").rollouts()
+    assert [e.step for e in rollouts.evaluations] == [0, 1, 2, 3, 4, 5]
+    assert [len(row) for row in rollouts.batch(0).texts] == [4, 4]  # 4 rows a rank, 4 completions a prompt
+
+
 def test_a_stop_reaches_both_ranks(tmp_path: Path) -> None:
     lines = launch(tmp_path, "stop")
     assert {line.split()[1] for line in lines} == {"2"}

@@ -59,8 +59,8 @@ def main(out: Path, mode: str) -> None:
     if ":" in mode:
         seam, rank = mode.split(":")
         break_rank(int(rank), seam)
-    callbacks = [] if mode == "plain" else [divmon.DiversityCallback(**settings)]
-    trainer = tiny.sft(out, callbacks=callbacks)
+    callbacks = [] if mode.endswith("plain") else [divmon.DiversityCallback(**settings)]
+    trainer = (tiny.grpo if mode.startswith("grpo") else tiny.sft)(out, callbacks=callbacks)
     trainer.train()
     print(f"DONE {trainer.state.global_step} {tiny.digest(trainer.model)}", flush=True)
 
