@@ -97,9 +97,16 @@ class GenerateSampler:
             )
         for probe in chats:
             try:
-                self._encode(probe, policy)
+                self._tokens(probe, policy)
             except Exception as error:
                 raise ConfigError(f"Probe {probe.id!r} does not fit the chat template: {error}") from error
+        cut = 0 if window is None else sum(len(self._tokens(p, policy)) > window - longest for p in probes)
+        if cut:
+            log.warning(
+                "divmon: %d of %d prompts lose their beginning: the model's window of %s tokens has room for %s after "
+                "max_new_tokens=%d. Lower max_new_tokens, or probe shorter prompts.",
+                cut, len(probes), window, (window or 0) - longest, longest,
+            )  # fmt: skip
 
     def __call__(self, probes: ProbeSet, *, step: int) -> SampleBatch:
         """Draw P x K completions of the model as it is now.
@@ -138,7 +145,13 @@ class GenerateSampler:
         )
 
     def _encode(self, probe: Probe, policy: Any) -> tuple[int, ...]:
-        """Prompt tokens, as the trainer makes them; the end is kept where the model's window is too short."""
+        """Prompt tokens; the end is kept where the model's window is too short."""
+        ids, window = self._tokens(probe, policy), window_of(policy)
+        room = len(ids) if window is None else max(1, window - self.decoding.max_new_tokens)
+        return tuple(int(i) for i in ids[-room:])
+
+    def _tokens(self, probe: Probe, policy: Any) -> list[int]:
+        """All prompt tokens, as the trainer makes them."""
         if probe.token_ids is not None:
             ids = list(probe.token_ids)
         elif isinstance(probe.prompt, str):
@@ -153,9 +166,7 @@ class GenerateSampler:
         if not ids:  # the policy starts from nothing: its first token, where it has one
             bos = self.tokenizer.bos_token_id
             ids = [self._pad_id(policy) if bos is None else bos]
-        window = window_of(policy)
-        room = len(ids) if window is None else max(1, window - self.decoding.max_new_tokens)
-        return tuple(int(i) for i in ids[-room:])
+        return list(ids)
 
     def _draw(self, policy: Any, config: GenerationConfig, rows: Sequence[_Row]) -> dict[tuple[int, int], _Drawn]:
         drawn: dict[tuple[int, int], _Drawn] = {}

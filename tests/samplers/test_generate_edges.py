@@ -201,3 +201,17 @@ def test_models_that_cannot_be_sampled_are_refused_at_once(models: Any, tiny: An
         GenerateSampler(t5, tiny.tokenizer(), 2)
     with pytest.raises(ConfigError, match="no tokenizer"):
         GenerateSampler(gpt2, None, 2)
+
+
+def test_prompts_that_lose_their_beginning_are_counted_at_the_start(caplog):
+    from divmon.demo.training import load_model, load_tokenizer
+    from divmon.probes import ProbeSet
+    from divmon.records import Decoding
+    from divmon.samplers.generate import GenerateSampler
+
+    probes = ProbeSet.of(["What is 1+1?", "What is " + "1+" * 20 + "1?"])
+    GenerateSampler(load_model(), load_tokenizer(), 1, Decoding(max_new_tokens=100)).check(probes)
+    assert "1 of 2 prompts lose their beginning" in caplog.text
+    caplog.clear()
+    GenerateSampler(load_model(), load_tokenizer(), 1, Decoding(max_new_tokens=64)).check(probes)
+    assert not caplog.text
