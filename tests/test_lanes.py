@@ -33,11 +33,8 @@ def run_tests(site: Path, *targets: str) -> None:
 
 @pytest.mark.trainer
 def test_the_oldest_supported_trl(tmp_path: Path) -> None:
-    last = run_tests(
-        site_with("1.0.0", tmp_path), "tests/trainers/test_undisturbed.py", "tests/trainers/test_alarms_act.py"
-    )
-    assert "passed" in last
-    assert "failed" not in last
+    site = site_with("1.0.0", tmp_path)
+    run_tests(site, "tests/trainers/test_undisturbed.py", "tests/trainers/test_alarms_act.py")
 
 
 @pytest.mark.trainer
