@@ -180,6 +180,13 @@ def own_loop(trainer: Any) -> bool:
     return False
 
 
+def is_async(function: Any) -> bool:
+    """Whether calling `function` gives something to await: a coroutine function, a partial of one, such an object."""
+    while isinstance(function, functools.partial):
+        function = function.func
+    return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(type(function).__call__)
+
+
 def reward_functions(trainer: Any) -> list[tuple[Any, float]]:
     """The plain reward functions of a trainer with their weights; empty where there are none.
 
@@ -192,11 +199,7 @@ def reward_functions(trainer: Any) -> list[tuple[Any, float]]:
     weights = getattr(trainer, "reward_weights", None)
     weights = [1.0] * len(functions) if weights is None else [float(w) for w in weights]
     for function in functions:
-        called = function
-        while isinstance(called, functools.partial):
-            called = called.func
-        asynchronous = inspect.iscoroutinefunction(called) or inspect.iscoroutinefunction(called.__call__)
-        if isinstance(function, torch.nn.Module) or asynchronous:
+        if isinstance(function, torch.nn.Module) or is_async(function):
             raise ConfigError(
                 "quality='rewards' calls plain reward functions only, and this trainer has a reward model or an "
                 "asynchronous one. Pass quality=your_function(probe, completion) instead."

@@ -64,7 +64,7 @@ def main() -> None:
     trainer.train()
 
     history = divmon.History.read(args.out)
-    print(f"\nAlarms: {', '.join(e.alarm for e in history.events() if e.state == 'firing') or 'none'}")
+    print(f"\nAlarms: {', '.join(e.alarm for e in history.fired()) or 'none'}")
     print(f"Every number and every completion: {history.path}")
 
 

@@ -70,7 +70,7 @@ def main() -> None:
     trainer.train()
 
     probes = divmon.History.read(args.out)
-    rollouts = divmon.History.read(probes.path / "rollouts")  # <- divmon: the free series has a folder of its own
+    rollouts = probes.rollouts()  # <- divmon: the free series is a run of its own
     print(f"\n{beside(probes, rollouts)}\n")
     print(f"The probes are the same {len(probes.probes)} prompts each time; the rollouts are what was trained on.")
     print(f"Every number and every completion: {probes.path}")

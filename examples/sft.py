@@ -57,9 +57,8 @@ def main() -> None:
     history = divmon.History.read(args.out)
     share = history.series("format_dominance", "train").values
     print(f"\nThe most frequent format went from {share[0]:.0%} to {share[-1]:.0%} of the answers.")
-    for event in history.events():
-        if event.state == "firing":
-            print(f"  step {event.step:>3}  {event.alarm}")
+    for event in history.fired():
+        print(f"  step {event.step:>3}  {event.alarm}")
     print(f"Every number and every completion is in {history.path}")
 
 

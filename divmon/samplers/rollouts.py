@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import inspect
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from divmon.compat import is_async
 from divmon.health import Health
 from divmon.probes import probes_from_rows
 from divmon.records import Decoding, SampleBatch
@@ -90,7 +90,7 @@ class RolloutTap:
             self._undo.append(functools.partial(_put_back, functions, i, wrapper, original))
 
     def _wrapped(self, function: Any, place: int) -> Any:
-        if inspect.iscoroutinefunction(function):
+        if is_async(function):
 
             @functools.wraps(function)
             async def awaited(*args: Any, **kwargs: Any) -> Any:

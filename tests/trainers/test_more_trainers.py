@@ -88,6 +88,24 @@ def test_rollouts_are_what_was_generated_even_if_a_reward_edits_it(tiny: Any, tm
     assert rollouts.evaluations[0].measurements[0].values  # on disk, though not in the memory of the run
 
 
+def test_a_reward_object_that_is_awaited_stays_one(tiny: Any, tmp_path: Path) -> None:
+    class Judge:
+        __name__ = "judge"
+
+        async def __call__(self, completions: list[str], **_: Any) -> list[float]:
+            return [float("1" in text) for text in completions]
+
+    trainer = tiny.grpo(tmp_path, max_steps=2)
+    plain = type(trainer)(
+        model=tiny.gpt2(), args=trainer.args, train_dataset=trainer.train_dataset, reward_funcs=Judge(),
+        processing_class=tiny.tokenizer(), callbacks=[divmon.DiversityCallback(**WATCHED)],
+    )  # fmt: skip
+    plain.train()
+    rollouts = divmon.History.read(tmp_path).rollouts()
+    expected = [sum("1" in t for t in row) / len(row) for row in rollouts.batch(0).texts]
+    assert rollouts.series("mean_quality", "rollouts").values[0] == pytest.approx(sum(expected) / len(expected))
+
+
 def test_rollouts_can_be_switched_off(tiny: Any, tmp_path: Path) -> None:
     tiny.grpo(tmp_path, callbacks=[divmon.DiversityCallback(**WATCHED, rollouts=False)]).train()
     assert not (tmp_path / "divmon" / "rollouts").exists()
