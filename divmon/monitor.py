@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import numpy as np
@@ -17,6 +17,7 @@ from divmon.metrics import default_metrics
 from divmon.metrics.base import (
     Classifier,
     Encoder,
+    Judges,
     Metric,
     MetricContext,
     PerPrompt,
@@ -42,6 +43,7 @@ class Lenses:
         encoder_name: Goes into signatures.
         classifier: Text to structural labels; the built-in one when None.
         classifier_name: Goes into signatures.
+        judges: What looks at two texts together: entailment, equivalence.
     """
 
     quality: Quality | None = None
@@ -51,6 +53,7 @@ class Lenses:
     encoder_name: str = ""
     classifier: Classifier | None = None
     classifier_name: str = "builtin"
+    judges: Judges = field(default_factory=Judges)
 
 
 class Monitor:
@@ -163,6 +166,7 @@ class Monitor:
             encoder_name=lenses.encoder_name,
             classifier=lenses.classifier,
             baseline=self._baseline,
+            judges=lenses.judges,
         )
         if self._baseline is None:
             self._baseline = context
@@ -184,11 +188,16 @@ class Monitor:
         ]
 
     def _lens(self, metric: Metric) -> str:
-        if "encoder" in metric.needs:
-            return f"encoder:{self.lenses.encoder_name}"
-        parts = [f"formats:{self.lenses.classifier_name}"] if metric.family == "formats" else []
+        lenses = self.lenses
+        names = {
+            "encoder": lenses.encoder_name,
+            "nli": lenses.judges.nli_name,
+            "equivalence": lenses.judges.equivalence_name,
+        }
+        parts = [f"{need}:{name}" for need, name in names.items() if need in metric.needs]
+        parts += [f"formats:{lenses.classifier_name}"] if metric.family == "formats" else []
         if "quality" in metric.needs:
-            parts.append(f"quality:{self.lenses.judge}@{self.lenses.correct_at:g}")
+            parts.append(f"quality:{lenses.judge}@{lenses.correct_at:g}")
         return "|".join(parts)
 
     def _record(self, evaluation: Evaluation, batch: SampleBatch | None) -> None:

@@ -73,8 +73,10 @@ __all__ = [
 
 
 def default_metrics(*, encoder: bool = False) -> tuple[Metric, ...]:
-    """Every metric in the table; those that need an encoder only where there is one."""
-    return tuple(metric for metric in METRICS.values() if encoder or "encoder" not in metric.needs)
+    """The standard metrics of the table; those that need an encoder only where there is one."""
+    return tuple(
+        metric for metric in METRICS.values() if metric.standard and (encoder or "encoder" not in metric.needs)
+    )
 
 
 def _imported(path: str) -> Any:

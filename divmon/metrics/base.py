@@ -14,9 +14,29 @@ from divmon.records import SampleBatch
 
 T = TypeVar("T")
 Direction = Literal["higher", "lower", "neutral"]
-Need = Literal["token_ids", "entropies", "logprobs", "quality", "difficulty", "encoder", "finished"]
+Need = Literal[
+    "token_ids", "entropies", "logprobs", "quality", "difficulty", "encoder", "finished", "nli", "equivalence"
+]
 Encoder = Callable[[Sequence[str]], np.ndarray]
+PairJudge = Callable[[Sequence[tuple[str, str]]], np.ndarray]
 Classifier = Callable[[str], Sequence[str]]
+
+
+@dataclass(frozen=True)
+class Judges:
+    """What looks at two texts together; injected, never loaded by a metric.
+
+    Attributes:
+        nli: N (premise, hypothesis) pairs to float[N, 3]: probabilities of entailment, neutral, contradiction.
+        nli_name: Goes into signatures.
+        equivalence: N pairs to float[N]: at least 0.5 where the two texts say the same to a reader.
+        equivalence_name: Goes into signatures.
+    """
+
+    nli: PairJudge | None = None
+    nli_name: str = ""
+    equivalence: PairJudge | None = None
+    equivalence_name: str = ""
 
 
 @dataclass(frozen=True)
@@ -68,6 +88,7 @@ class MetricContext:
         encoder: Texts to float[N, D]; only semantic metrics ask for it. `encoder_name` goes into signatures.
         classifier: Text to structural labels, the most important first (see `divmon.metrics.formats`).
         baseline: The context of the baseline batch; None while measuring the baseline itself.
+        judges: What looks at two texts together.
     """
 
     def __init__(
@@ -80,6 +101,7 @@ class MetricContext:
         encoder_name: str = "",
         classifier: Classifier | None = None,
         baseline: MetricContext | None = None,
+        judges: Judges | None = None,
     ) -> None:
         self.batch = batch
         self.quality = None if quality is None else [np.asarray(row, dtype=float) for row in quality]
@@ -87,6 +109,7 @@ class MetricContext:
         self.encoder = encoder
         self.encoder_name = encoder_name
         self.classifier = classifier
+        self.judges = judges or Judges()
         self._baseline = baseline
         self._cache: dict[Hashable, Any] = {}
 
@@ -126,6 +149,8 @@ class MetricContext:
             return self.quality is not None
         if need == "encoder":
             return self.encoder is not None
+        if need == "nli" or need == "equivalence":
+            return getattr(self.judges, need) is not None
         if need == "difficulty":
             return any(probe.difficulty is not None for probe in self.batch.probes)
         return getattr(self.batch, need) is not None
@@ -139,7 +164,8 @@ class Metric:
         name: Snake case, the field's name.
         fn: ``(batch, context) -> PerPrompt | Pooled``.
         summary: One sentence, shown in tables.
-        family: lexical, compression, semantic, entropy, formats, tails, quality, spectrum or user.
+        family: lexical, syntax, compression, semantic, spectrum, entropy, formats, tails, coverage, inputs, quality,
+            human, voice, hivemind or user.
         direction: "higher" when a higher number means more diverse, "lower" the opposite, "neutral" neither.
         bounds: Smallest and largest possible value.
         unit: "", "nats", "tokens", "formats", ...
@@ -148,6 +174,7 @@ class Metric:
         min_k: Fewest completions a prompt must have.
         source: Where the definition comes from.
         signature: Constants of the metric that make two numbers comparable, for example ``n:2|tok:words``.
+        standard: Measured when the user names no metrics.
     """
 
     name: str
@@ -162,12 +189,15 @@ class Metric:
     min_k: int = 2
     source: str = ""
     signature: str = ""
+    standard: bool = True
 
 
 MISSING: dict[Need, str] = {
     "quality": "no quality: pass quality=, or probes with gold answers",
     "difficulty": "no probe has a difficulty",
     "encoder": "no encoder: pass encoder=",
+    "nli": "no model of entailment: pass nli=",
+    "equivalence": "nothing judges whether two texts say the same: pass equivalence=",
     "token_ids": "token ids are unknown for these completions",
     "entropies": "token entropies are unknown for these completions",
     "logprobs": "log-probabilities are unknown for these completions",

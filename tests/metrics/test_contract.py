@@ -10,11 +10,14 @@ import pytest
 
 from divmon.errors import ConfigError
 from divmon.metrics import METRICS, MetricContext, PerPrompt, Pooled, evaluate, resolve
-from divmon.metrics.base import MISSING, Metric
+from divmon.metrics.base import MISSING, Judges, Metric
 from divmon.records import Probe, SampleBatch, to_json
 
 P, K = 6, 5
-FAMILIES = {"lexical", "compression", "semantic", "entropy", "formats", "tails", "quality", "spectrum", "user"}
+FAMILIES = {
+    *("lexical", "syntax", "compression", "semantic", "spectrum", "entropy", "formats", "tails", "coverage", "inputs"),
+    *("quality", "human", "voice", "hivemind", "user"),
+}
 OF_TEXT = {name for name, metric in METRICS.items() if metric.family in ("lexical", "compression", "semantic")}
 VOCABULARY = (
     "the",
@@ -72,6 +75,20 @@ def encoder(texts):
     return np.array(rows)
 
 
+def nli(pairs):
+    """Entailment as far as the words of the one are in the other."""
+    share = np.array([len({*a.split()} & {*b.split()}) / max(1, len({*b.split()})) for a, b in pairs]).reshape(-1, 1)
+    return np.concatenate((share, (1 - share) * 0.75, (1 - share) * 0.25), axis=1)
+
+
+def equivalence(pairs):
+    """Whether two texts begin with the same word."""
+    return np.array([float(a.split()[:1] == b.split()[:1]) for a, b in pairs])
+
+
+JUDGES = Judges(nli=nli, nli_name="toy", equivalence=equivalence, equivalence_name="toy")
+
+
 def texts_of(seed, *, p=P, k=K, hostile=False):
     rng = np.random.default_rng(seed)
     pool = [" ".join(rng.choice(VOCABULARY, rng.integers(0, 30))) for _ in range(p * k)]
@@ -86,7 +103,15 @@ def full(texts, *, seed=0, step=1, known=True):
     rng = np.random.default_rng(seed)
     shape = [[max(1, len(text.split())) for text in row] for row in texts]
     probes = tuple(
-        Probe(f"p{i}", f"question {i}", domain="ab"[i % 2], gold="42", difficulty=1 + i % 3) for i in range(len(texts))
+        Probe(
+            f"p{i}",
+            f"question {i}",
+            domain="ab"[i % 2],
+            gold="42",
+            reference=f"A person wrote {i} of these lines, with care.",
+            difficulty=1 + i % 3,
+        )
+        for i in range(len(texts))
     )
     batch = SampleBatch(step, probes, tuple(map(tuple, texts)), fingerprint="f")
     if not known:
@@ -105,7 +130,7 @@ def full(texts, *, seed=0, step=1, known=True):
 
 def context(texts, *, baseline=None, seed=0, known=True):
     batch, quality = full(texts, seed=seed, known=known)
-    extra = {"quality": quality, "encoder": encoder, "encoder_name": "toy"} if known else {}
+    extra = {"quality": quality, "encoder": encoder, "encoder_name": "toy", "judges": JUDGES} if known else {}
     return MetricContext(batch, baseline=baseline, **extra)
 
 
@@ -177,7 +202,7 @@ def test_the_order_of_completions_does_not_matter(metric):
 
     known = ("texts", "token_ids", "finished", "entropies", "logprobs")
     other = replace(batch, **{name: shuffled(getattr(batch, name)) for name in known})
-    more = {"encoder": encoder, "encoder_name": "toy", "baseline": context(texts_of(9), seed=9)}
+    more = {"encoder": encoder, "encoder_name": "toy", "judges": JUDGES, "baseline": context(texts_of(9), seed=9)}
     a = numbers(metric, MetricContext(batch, quality=quality, **more))
     b = numbers(metric, MetricContext(other, quality=shuffled(quality), **more))
     np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-12, equal_nan=True)
