@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from collections.abc import Sequence
 
 import numpy as np
 
+from divmon.errors import ConfigError
 from divmon.metrics.base import Metric, MetricContext, Result, per_prompt
-from divmon.metrics.text import WORDS, WordRow, ngrams, word_rows
+from divmon.metrics.grams import GramRow, gram_rows
+from divmon.metrics.text import WORDS, word_rows
 from divmon.records import SampleBatch
 
 OPENING_WORDS = 4
 _BLEU_ORDERS = 4
+_EAD_ORDERS = 5
 _EPSILON = 0.1  # what NLTK's smoothing method 1 puts in the place of no match
 
 
@@ -32,36 +36,27 @@ def distinct_n(batch: SampleBatch, context: MetricContext, *, n: int) -> Result:
 
     Source: Li et al. (2016), arXiv:1510.03055.
     """
-    rows = word_rows(context)
+    rows = gram_rows(context, n)
 
     def value(i: int) -> float:
-        grams = np.sort(ngrams(rows[i], n)[0])
-        if not grams.size:
-            return math.nan
-        return float(1 + np.count_nonzero(grams[1:] != grams[:-1])) / grams.size
+        total = float(rows[i].counts.sum())
+        return rows[i].size / total if total else math.nan
 
     return per_prompt(batch, value, reason=f"no completion has {n} words")
 
 
-def _clipped(row: WordRow, n: int) -> np.ndarray:
+def _clipped(row: GramRow) -> np.ndarray:
     """float[K]: n-grams of each completion that another has too, each counted at most as often as there.
 
     The largest count over the *other* completions is the largest or second largest count over all, so two numbers an
     n-gram suffice and no pair of completions is ever compared.
     """
-    grams, owners = ngrams(row, n)
-    k = len(row.lengths)
-    if not grams.size:
-        return np.zeros(k)
-    kinds = np.unique(grams, return_inverse=True)[1]
-    pairs, counts = np.unique(kinds * k + owners, return_counts=True)
-    order = np.lexsort((counts, pairs // k))
-    kind, owner, count = pairs[order] // k, pairs[order] % k, counts[order]
-    last = np.flatnonzero(np.diff(kind, append=-1))
-    alone = np.diff(last, prepend=-1) == 1
-    rival = count[last][kind]  # kinds run from 0 without gaps
-    rival[last] = np.where(alone, 0, count[last - 1])
-    return np.bincount(owner, np.minimum(count, rival), minlength=k)
+    row = row.shared()
+    top = row.largest(row.counts)
+    first = row.counts == row.spread(top)
+    tied = row.summed(first) > 1
+    rival = np.where(tied, top, row.largest(np.where(first, 0, row.counts)))
+    return np.bincount(row.owners, np.where(first, row.spread(rival), row.counts), minlength=row.k)
 
 
 def _closest_lengths(lengths: np.ndarray) -> np.ndarray:
@@ -75,16 +70,14 @@ def _closest_lengths(lengths: np.ndarray) -> np.ndarray:
     return closest
 
 
-def _self_bleu(row: WordRow) -> float:
-    k = len(row.lengths)
-    if k < 2:
+def _self_bleu(lengths: np.ndarray, orders: Sequence[GramRow]) -> float:
+    if len(lengths) < 2:
         return math.nan
-    matches = np.stack([_clipped(row, n) for n in range(1, _BLEU_ORDERS + 1)])
-    possible = np.stack([np.maximum(1, row.lengths - n + 1) for n in range(1, _BLEU_ORDERS + 1)])
+    matches = np.stack([_clipped(row) for row in orders])
+    possible = np.maximum(1, lengths - np.arange(len(orders))[:, None])
     precision = np.where(matches > 0, matches, _EPSILON) / possible
-    closest = _closest_lengths(row.lengths)
-    ratio = closest / np.maximum(1, row.lengths)
-    brevity = np.where(row.lengths > closest, 1.0, np.exp(1.0 - ratio))
+    closest = _closest_lengths(lengths)
+    brevity = np.where(lengths > closest, 1.0, np.exp(1.0 - closest / np.maximum(1, lengths)))
     scores = brevity * np.exp(np.log(precision).mean(axis=0))
     return float(np.where(matches[0] > 0, scores, 0.0).mean())
 
@@ -106,7 +99,43 @@ def self_bleu(batch: SampleBatch, context: MetricContext) -> Result:
     Source: Zhu et al. (2018), arXiv:1802.01886; smoothing of Chen and Cherry (2014), method 1.
     """
     rows = word_rows(context)
-    return per_prompt(batch, lambda i: _self_bleu(rows[i]))
+    orders = [gram_rows(context, n) for n in range(1, _BLEU_ORDERS + 1)]
+    return per_prompt(batch, lambda i: _self_bleu(rows[i].lengths, [order[i] for order in orders]))
+
+
+def ead(batch: SampleBatch, context: MetricContext, *, vocabulary: int) -> Result:
+    """Expectation-adjusted distinct n-grams: mean over n = 1..5 of U / (V (1 - ((V - 1) / V)^T)).
+
+    Higher is more diverse. U are the distinct and T all n-grams of a prompt's completions taken together; the
+    denominator is the number of distinct ones to expect of T draws out of V equally likely ones. 0 upward; it may
+    exceed 1 and is not clipped.
+
+    What moves it besides diversity: K and length, as much as they move `distinct_n`. The adjustment is meant to take
+    them out, but T is thousands and V tens of thousands here, so the denominator is T within a few per cent and nothing
+    is corrected. It is here for comparison with the literature; prefer `jaccard_distance_n` and `rarefied_distinct_n`.
+    `vocabulary` is by convention a language model's, though the n-grams are of words as divmon splits them.
+
+    Returns:
+        float[P]; NaN where no completion has five words.
+
+    >>> from divmon.records import Probe
+    >>> batch = SampleBatch(0, (Probe("a", "?"),), (("a a a a a", "a a a a a"),))
+    >>> ead(batch, MetricContext(batch), vocabulary=50_257).values.round(4).tolist()
+    [0.2283]
+
+    Source: Liu et al. (2022), arXiv:2202.13587; n = 1..5 and V = 50,257 after Kirk et al. (2024), arXiv:2310.06452.
+    """
+    orders = [gram_rows(context, n) for n in range(1, _EAD_ORDERS + 1)]
+
+    def adjusted(row: GramRow) -> float:
+        total = float(row.counts.sum())
+        expected = -vocabulary * math.expm1(total * math.log1p(-1.0 / vocabulary))
+        return row.size / expected if total else math.nan
+
+    def value(i: int) -> float:
+        return math.fsum(adjusted(order[i]) for order in orders) / _EAD_ORDERS
+
+    return per_prompt(batch, value, reason=f"no completion has {_EAD_ORDERS} words")
 
 
 def unique_fraction(batch: SampleBatch, context: MetricContext) -> Result:
@@ -179,6 +208,39 @@ def _distinct(n: int) -> Metric:
 
 
 DISTINCT = tuple(_distinct(n) for n in (1, 2, 3, 4))
+
+
+def ead_metric(vocabulary: int = 50_257) -> Metric:
+    """Expectation-adjusted distinct n-grams for a vocabulary of this size; see `ead`.
+
+    >>> ead_metric(32_000).signature
+    'n:1-5|V:32000|tok:split+cjk|case:kept'
+
+    Source: see `ead`.
+
+    Raises:
+        ConfigError: `vocabulary` is not a whole number of at least 2.
+    """
+    if not isinstance(vocabulary, int) or vocabulary < 2:
+        raise ConfigError(f"vocabulary={vocabulary!r}: pass a whole number of at least 2, a tokenizer's size.")
+
+    def fn(batch: SampleBatch, context: MetricContext) -> Result:
+        return ead(batch, context, vocabulary=vocabulary)
+
+    return Metric(
+        name="ead",
+        fn=fn,
+        summary="Distinct n-grams over those to expect of as many random ones, mean over n = 1 to 5.",
+        family="lexical",
+        direction="higher",
+        bounds=(0.0, math.inf),
+        source="Liu et al. 2022, arXiv:2202.13587; Kirk et al. 2024, arXiv:2310.06452",
+        signature=f"n:1-{_EAD_ORDERS}|V:{vocabulary}|{WORDS}",
+        standard=False,
+    )
+
+
+EAD = ead_metric()
 
 SELF_BLEU = Metric(
     name="self_bleu",

@@ -8,7 +8,7 @@ languages, no download, the same on every machine.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,7 +19,9 @@ WORDS = "tok:split+cjk|case:kept"
 CHARS = "char:3-5|case:lower|space:collapsed"
 MAX_ROW = 1 << 16  # completions of one prompt that character n-gram ids can tell apart
 
-_CJK = re.compile("[\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]")
+_ALONE = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
+_CJK = re.compile(f"[{_ALONE}]")
+_WORD = re.compile(f"[{_ALONE}]|[^\\s{_ALONE}]+")
 _SPACES = re.compile(r"\s\s+")
 _MIN_N, _MAX_N = 3, 5
 _PAD = 0x110000  # one beyond the last code point, so no text contains it
@@ -43,6 +45,17 @@ def words(text: str) -> list[str]:
     return text.split()
 
 
+def word_spans(text: str) -> Iterator[tuple[int, int]]:
+    """Where each of `words(text)` begins and ends in `text`, one after the other.
+
+    >>> list(word_spans(" The 終わ"))
+    [(1, 4), (5, 6), (6, 7)]
+
+    Source: a convention of divmon.
+    """
+    return (match.span() for match in _WORD.finditer(text))
+
+
 @dataclass(frozen=True, slots=True)
 class WordRow:
     """One prompt's completions as integers; equal words have equal ids within the row.
@@ -58,12 +71,19 @@ class WordRow:
     size: int
 
 
-def _word_row(texts: Sequence[str]) -> WordRow:
+def word_row(texts: Sequence[str], split: Callable[[str], Sequence[str]] = words) -> WordRow:
+    """One prompt's completions as word ids; `split` cuts a text into words.
+
+    >>> word_row(["To be", "to be"], lambda text: text.lower().split()).ids.tolist()
+    [0, 1, 0, 1]
+
+    Source: a convention of divmon.
+    """
     table: dict[str, int] = {}
     ids: list[int] = []
     lengths: list[int] = []
     for text in texts:
-        found = words(text)
+        found = split(text)
         ids.extend([table.setdefault(word, len(table)) for word in found])
         lengths.append(len(found))
     return WordRow(np.array(ids, dtype=np.int64), np.array(lengths, dtype=np.int64), len(table))
@@ -81,7 +101,21 @@ def word_rows(context: MetricContext) -> list[WordRow]:
 
     Source: a convention of divmon.
     """
-    return context.cached("words", lambda: [_word_row(row) for row in context.batch.texts])
+    return context.cached("words", lambda: [word_row(row) for row in context.batch.texts])
+
+
+def ranks(ids: np.ndarray) -> np.ndarray:
+    """int64[M] ids renumbered from 0 without gaps, in their order; like np.unique's inverse, several times faster.
+
+    >>> ranks(np.array([70, 10, 70])).tolist()
+    [1, 0, 1]
+
+    Source: a convention of divmon.
+    """
+    order = np.argsort(ids)
+    found = np.empty(len(ids), dtype=np.int64)
+    found[order] = np.cumsum(np.diff(ids[order], prepend=ids[order[:1]]) != 0)
+    return found
 
 
 def ngrams(row: WordRow, n: int) -> tuple[np.ndarray, np.ndarray]:
@@ -105,7 +139,7 @@ def ngrams(row: WordRow, n: int) -> tuple[np.ndarray, np.ndarray]:
     grams, distinct = row.ids[starts], row.size
     for offset in range(1, n):
         if distinct * row.size >= 1 << 62:  # a product that would not fit: number the prefixes seen, then go on
-            grams = np.unique(grams, return_inverse=True)[1].astype(np.int64)
+            grams = ranks(grams)
             distinct = len(starts)
         grams = grams * row.size + row.ids[starts + offset]
         distinct *= row.size

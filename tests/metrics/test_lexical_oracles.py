@@ -2,13 +2,16 @@
 
 import zlib
 from collections import Counter
+from fractions import Fraction
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from divmon.errors import ConfigError
 from divmon.metrics import METRICS, MetricContext, evaluate
+from divmon.metrics.lexical import ead_metric
 from divmon.metrics.text import WordRow, ngrams, word_rows, words
 from divmon.records import Probe, SampleBatch
 
@@ -79,6 +82,50 @@ def test_distinct_equals_brute_force(row, n):
     else:
         assert np.isnan(result.values[0])
         assert result.reasons == (f"no completion has {n} words",)
+
+
+def brute_ead(row, vocabulary):
+    """The formula in whole numbers and fractions."""
+    scores = []
+    for n in range(1, 6):
+        grams = [tuple(w[i : i + n]) for w in map(words, row) for i in range(len(w) - n + 1)]
+        if not grams:
+            return float("nan")
+        expected = vocabulary * (1 - Fraction(vocabulary - 1, vocabulary) ** len(grams))
+        scores.append(len(set(grams)) / expected)
+    return float(sum(scores) / 5)
+
+
+@settings(deadline=None)
+@given(ROW, st.sampled_from([2, 7, 300, 50_257, 10**9]))
+def test_ead_equals_exact_fractions(row, vocabulary):
+    found = float(evaluate(ead_metric(vocabulary), MetricContext(batch(row))).values[0])
+    assert found == pytest.approx(brute_ead(row, vocabulary), rel=1e-12, nan_ok=True)
+
+
+def test_ead_corrects_nothing_at_the_size_of_a_prompt():
+    """With V = 50,257, the K = 10 to K = 3 ratio of EAD is that of plain distinct-n within 2 %."""
+    rng = np.random.default_rng(1)
+    row = [" ".join(map(str, rng.zipf(1.3, size=60) % 500)) for _ in range(10)]
+
+    def mean_distinct(texts):
+        counts = [[tuple(w[i : i + n]) for w in map(words, texts) for i in range(len(w) - n + 1)] for n in range(1, 6)]
+        return np.mean([len(set(grams)) / len(grams) for grams in counts])
+
+    ead = value("ead", row[:3]) / value("ead", row)
+    assert ead == pytest.approx(mean_distinct(row[:3]) / mean_distinct(row), rel=0.02)
+    assert ead > 1.05
+
+
+def test_ead_may_exceed_one_and_is_not_clipped():
+    row = [" ".join(map(str, range(2000)))]
+    assert float(ead_metric(100).fn(batch(row), MetricContext(batch(row))).values[0]) > 10
+
+
+@pytest.mark.parametrize("vocabulary", [0, 1, -5, 2.5, "50257"])
+def test_ead_refuses_a_vocabulary_that_cannot_be(vocabulary):
+    with pytest.raises(ConfigError, match="vocabulary"):
+        ead_metric(vocabulary)
 
 
 def test_ngrams_never_cross_completions():
