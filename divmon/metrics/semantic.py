@@ -8,10 +8,11 @@ the pairs' cosines.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import numpy as np
+from scipy import sparse
 
 from divmon.metrics.base import Metric, MetricContext, PerPrompt, Result, per_prompt
 from divmon.metrics.text import CHARS, MAX_ROW, CharRow, char_ngrams
@@ -19,6 +20,8 @@ from divmon.records import SampleBatch
 
 _PART = 1024  # completions whose n-grams are held at once while fitting
 _PENDING = 4_000_000  # n-grams held before they are merged
+_SMALL_K = 32  # up to here all pairs cost less than finding the n-grams, so they are kept for whoever asks
+_BLOCK = 1 << 16  # n-grams held dense at once
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,16 +91,98 @@ def _mean_cosine(total: np.ndarray, squares: float, k: int) -> float:
     return (float(np.sum(total * total)) - squares) / (k * (k - 1))  # not `@`: it would wake BLAS threads
 
 
-def _surface(texts: tuple[str, ...], idf: Idf) -> float:
-    k = len(texts)
-    if not 2 <= k <= MAX_ROW:
-        return math.nan
+@dataclass(frozen=True, slots=True)
+class Surface:
+    """One prompt's completions as TF-IDF of character n-grams.
+
+    Attributes:
+        distance: 1 - mean cosine over pairs; NaN for fewer than 2 or more than `MAX_ROW` completions.
+        kernel: float[K, K], cosines of all pairs, ones on the diagonal; None until asked for where K is large.
+    """
+
+    distance: float
+    kernel: np.ndarray | None
+
+
+def _unit(texts: tuple[str, ...], idf: Idf) -> tuple[CharRow, np.ndarray]:
+    """The n-grams of `texts`, and float[E]: the entries of their vectors, scaled to length one."""
     row = char_ngrams(texts)
     weights = row.counts * np.repeat(idf.of(row.grams), row.documents)
-    norms = np.sqrt(np.bincount(row.owners, weights * weights, minlength=k))
-    unit = weights / norms[row.owners]
+    norms = np.sqrt(np.bincount(row.owners, weights * weights, minlength=len(texts)))
+    return row, weights / norms[row.owners]
+
+
+def _kernel(row: CharRow, unit: np.ndarray, k: int) -> np.ndarray:
+    kernel = np.zeros((k, k))
+    if k > _SMALL_K:
+        vectors = sparse.csc_array((unit, row.owners, np.append(row.starts, len(unit))), shape=(k, len(row.grams)))
+        kernel += (vectors @ vectors.T).toarray()
+    else:
+        grams = np.repeat(np.arange(len(row.grams)), row.documents)
+        for i in range(0, len(row.grams), _BLOCK):
+            first, last = np.searchsorted(grams, (i, i + _BLOCK))
+            dense = np.zeros((k, min(_BLOCK, len(row.grams) - i)))
+            dense[row.owners[first:last], grams[first:last] - i] = unit[first:last]
+            kernel += dense @ dense.T
+    np.fill_diagonal(kernel, 1.0)
+    return np.clip(kernel, 0.0, 1.0)
+
+
+def _surface(texts: tuple[str, ...], idf: Idf) -> Surface:
+    k = len(texts)
+    if not 2 <= k <= MAX_ROW:
+        return Surface(math.nan, None)
+    row, unit = _unit(texts, idf)
     cosine = _mean_cosine(np.add.reduceat(unit, row.starts), float(np.sum(unit * unit)), k)
-    return float(np.clip(1.0 - cosine, 0.0, 1.0))
+    distance = float(np.clip(1.0 - cosine, 0.0, 1.0))
+    return Surface(distance, _kernel(row, unit, k) if k <= _SMALL_K else None)
+
+
+def frozen_idf(context: MetricContext) -> Idf:
+    """The inverse document frequencies of the baseline, fitted once."""
+    reference = context.reference
+    fit = reference.cached("char-idf-fit", lambda: lambda: fit_idf(reference.batch))
+    return reference.cached("char-idf", fit)
+
+
+def fix_idf(context: MetricContext, fit: Callable[[], Idf]) -> None:
+    """Let this batch, a part of a stream, be weighted by what `fit` gives (called only when a metric asks)."""
+    context.reference.cached("char-idf-fit", lambda: fit)
+
+
+def _surfaces(context: MetricContext) -> list[Surface]:
+    """One `Surface` a prompt, made once a batch."""
+    idf = frozen_idf(context)
+    return context.cached("surface", lambda: [_surface(row, idf) for row in context.batch.texts])
+
+
+def surface_kernels(context: MetricContext) -> list[np.ndarray]:
+    """Cosines of all pairs of a prompt's completions as TF-IDF of character 3-5-grams, made once a batch.
+
+    What moves it besides the texts: the idf, which is the baseline's and frozen, as in `tfidf_distance`.
+
+    Returns:
+        P arrays float[K, K], symmetric, between 0 and 1, ones on the diagonal; float[0, 0] for fewer than 2 or more
+        than `MAX_ROW` completions.
+
+    >>> from divmon.records import Probe
+    >>> batch = SampleBatch(0, (Probe("a", "?"),), (("a fox", "A  fox", "hens!"),))
+    >>> surface_kernels(MetricContext(batch))[0].round(9).tolist()
+    [[1.0, 1.0, 0.0], [1.0, 1.0, 0.0], [0.0, 0.0, 1.0]]
+
+    Source: as `tfidf_distance`.
+    """
+    idf = frozen_idf(context)
+
+    def kernel(texts: tuple[str, ...], surface: Surface) -> np.ndarray:
+        if surface.kernel is not None:
+            return surface.kernel
+        if not 2 <= len(texts) <= MAX_ROW:
+            return np.zeros((0, 0))
+        return _kernel(*_unit(texts, idf), len(texts))
+
+    pairs = zip(context.batch.texts, _surfaces(context), strict=True)
+    return context.cached("surface-kernels", lambda: [kernel(texts, surface) for texts, surface in pairs])
 
 
 def tfidf_distance(batch: SampleBatch, context: MetricContext) -> Result:
@@ -121,9 +206,8 @@ def tfidf_distance(batch: SampleBatch, context: MetricContext) -> Result:
 
     Source: Salton and Buckley (1988); equals scikit-learn's TfidfVectorizer(analyzer="char", ngram_range=(3, 5)).
     """
-    reference = context.reference
-    idf = reference.cached("char-idf", lambda: fit_idf(reference.batch))
-    return per_prompt(batch, lambda i: _surface(batch.texts[i], idf), reason=f"needs 2 to {MAX_ROW} completions")
+    rows = _surfaces(context)
+    return per_prompt(batch, lambda i: rows[i].distance, reason=f"needs 2 to {MAX_ROW} completions")
 
 
 def embeddings(context: MetricContext) -> list[np.ndarray]:

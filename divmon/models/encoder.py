@@ -89,7 +89,7 @@ def _load(path: str, *, name: str, device: str) -> Any:
             "Encoders by name need sentence-transformers: pip install sentence-transformers"
         ) from error
     try:
-        with _random_untouched():
+        with random_untouched():
             model = library.SentenceTransformer(path, device=device)
             model.eval()
             model.requires_grad_(False)
@@ -102,7 +102,7 @@ def _load(path: str, *, name: str, device: str) -> Any:
 
 
 @contextlib.contextmanager
-def _random_untouched() -> Iterator[None]:
+def random_untouched() -> Iterator[None]:
     """Leave the random streams of Python, numpy and torch (every started device) as they were."""
     import torch
 
@@ -119,7 +119,7 @@ def _random_untouched() -> Iterator[None]:
             cuda.set_rng_state_all(devices)
 
 
-def _printable(text: str) -> str:
+def printable(text: str) -> str:
     """`text` with lone surrogates, which no tokenizer accepts, replaced by the replacement character."""
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
@@ -171,8 +171,8 @@ class CachedEncoder:
     def _encode(self, texts: list[str]) -> np.ndarray:
         import torch
 
-        clean = [_printable(text) for text in texts]
-        with _random_untouched(), torch.no_grad():
+        clean = [printable(text) for text in texts]
+        with random_untouched(), torch.no_grad():
             raw = self._model.encode(clean, batch_size=_BATCH, show_progress_bar=False, convert_to_numpy=True)
         vectors = np.asarray(raw, dtype=np.float32)
         if vectors.ndim != 2 or len(vectors) != len(texts):
