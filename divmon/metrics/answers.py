@@ -55,6 +55,20 @@ def _announced(text: str) -> str | None:
     return next((part.strip().strip("*").rstrip(".") for part in phrases[-1] if part), None) if phrases else None
 
 
+def marked_answer(text: str) -> str | None:
+    """The final answer where a completion marks one: boxed, after ``####`` or after "answer is"; None otherwise.
+
+    What moves it besides the answer: truncation and habits of closing.
+
+    >>> marked_answer("The answer is Rome."), marked_answer("Rome, 753 BC")
+    ('Rome', None)
+
+    Source: the conventions of MATH (Hendrycks et al. 2021) and GSM8K (Cobbe et al. 2021).
+    """
+    tail = text[-READ:]
+    return _boxed(tail) or _announced(tail)
+
+
 def extract_answer(text: str) -> str | None:
     """The final answer of a completion as it is written there; None when there is none.
 
@@ -69,11 +83,10 @@ def extract_answer(text: str) -> str | None:
 
     Source: the conventions of MATH (Hendrycks et al. 2021) and GSM8K (Cobbe et al. 2021).
     """
-    tail = text[-READ:]
-    marked = _boxed(tail) or _announced(tail)
+    marked = marked_answer(text)
     if marked:
         return marked
-    numbers = [match[0] for match in _NUMBER.finditer(tail)]
+    numbers = [match[0] for match in _NUMBER.finditer(text[-READ:])]
     return numbers[-1].lstrip("\\$€£") if numbers else None
 
 
@@ -123,6 +136,22 @@ def _fold(text: str) -> str:
 def _bare(formula: str) -> str:
     """A formula without spaces and LaTeX decoration."""
     return re.sub(r"\s+", "", _DECORATION.sub("", formula)).replace("dfrac", "frac").rstrip(".").casefold()
+
+
+def answer_key(answer: str) -> str:
+    """What is equal for answers that are the same: a number's exact value, else the words, else the bare formula.
+
+    What moves it besides the answer: formulas written in another order (a + b, b + a) are different answers.
+
+    >>> answer_key("$1,200.00"), answer_key("The  Nile."), answer_key("x^2 + 1") == answer_key("x^2+1")
+    ('1200', 'the nile', True)
+
+    Source: this project.
+    """
+    number = parse_number(answer)
+    if number is not None:
+        return str(number)
+    return _bare(answer) if _FORMULA.search(answer) else _fold(answer) or _bare(answer)
 
 
 def _same_number(text: str, gold: Fraction) -> bool:

@@ -17,8 +17,9 @@ from typing import Any, Literal
 import numpy as np
 
 from divmon.metrics.base import Metric, MetricContext, Pooled, Result
+from divmon.metrics.discovery import frozen
 from divmon.metrics.spectrum import collision_unbiased
-from divmon.metrics.structure import ERROR, classify
+from divmon.metrics.structure import ERROR
 from divmon.metrics.tails import total_variation
 from divmon.records import SampleBatch
 
@@ -30,7 +31,7 @@ _NOTHING = "no completion could be classified"
 
 def _labels(context: MetricContext) -> list[list[tuple[str, ...]]]:
     """Labels of every completion, P x K; a classifier that gives none gives "error"."""
-    rule = context.classifier or classify
+    rule = frozen(context)
 
     def label(text: str) -> tuple[str, ...]:
         found = rule(text)
@@ -50,6 +51,26 @@ def _names(context: MetricContext) -> tuple[str, ...]:
         return (ERROR, *sorted(known), *sorted(seen - known))
 
     return context.cached("format_names", compute)
+
+
+def fix_names(context: MetricContext, known: Sequence[str] = ()) -> tuple[str, ...]:
+    """Let columns stand for the labels `known`, then for those of this batch that are new: for a part of a stream.
+
+    Returns:
+        All of them, to be passed on to the next part. "error" comes first.
+
+    >>> from divmon.records import Probe
+    >>> batch = SampleBatch(0, (Probe("a", "?"),), (("- a\\n- b", "plain"),))
+    >>> fix_names(MetricContext(batch), ("error", "table"))
+    ('error', 'table', 'bullets', 'one_line')
+
+    Source: a convention of divmon.
+    """
+    new = {label for c in (context, context.reference) for row in _labels(c) for labels in row for label in labels}
+    names = (*(known or (ERROR,)), *sorted(new - {ERROR, *known}))
+    for c in (context, context.reference):
+        c.cached("format_names", lambda: names)
+    return names
 
 
 def _counts(context: MetricContext) -> dict[Channel, np.ndarray]:
@@ -130,6 +151,7 @@ def _pooled(
         lambda columns: combine(_split(columns, channels)),
         lambda columns: _describe(names, columns, channels),
         f"{reason}; the classifier failed first with {error}" if error else reason,
+        additive=True,
     )
 
 

@@ -121,6 +121,43 @@ def _levels(context: MetricContext) -> tuple[dict[str, int], tuple[int, ...], st
     return made, tuple(range(1, BINS + 1)) if made else (), "baseline pass rate"
 
 
+def fix_levels(context: MetricContext, given: tuple[int, ...]) -> None:
+    """Let the levels of this batch, a part of a stream, be those of the whole stream: the difficulties `given` there.
+
+    Without any, they are made from the pass rates of the baseline, which need nothing but a prompt's own.
+    """
+    levels = given or (tuple(range(1, BINS + 1)) if context.reference.quality is not None else ())
+    level = {**_given(context.reference), **_given(context)} if given else _baseline_bins(context.reference)
+    context.cached("levels", lambda: (level, levels, "difficulty" if given else "baseline pass rate"))
+
+
+def hard_prompts(context: MetricContext) -> tuple[np.ndarray, tuple[str, ...], str]:
+    """Which prompts are of the hardest 40 % of levels, bool[P]; those levels by name; and why there may be none.
+
+    Missing levels (fewer than two) leave no prompt hard and no level named.
+
+    >>> from divmon.records import Probe
+    >>> batch = SampleBatch(0, tuple(Probe(str(d), "?", difficulty=d) for d in (1, 3)), (("x",), ("y",)))
+    >>> hard_prompts(MetricContext(batch))[:2]
+    (array([False,  True]), ('3',))
+
+    Source: as `solved_tail_share`.
+    """
+    level, levels, made_of = context.cached("levels", lambda: _levels(context))
+    if len(levels) < 2:
+        return np.zeros(len(context.batch.probes), dtype=bool), (), _few(levels)
+    tail = levels[-_tail_size(len(levels)) :]
+    why = "no prompt is of the hardest levels"
+    if made_of != "difficulty":
+        why = "no prompt was hard at the baseline; give probes a difficulty"
+    hard = np.array([level.get(probe.id) in tail for probe in context.batch.probes], dtype=bool)
+    return hard, tuple(map(str, tail)), why
+
+
+def _few(levels: tuple[int, ...]) -> str:
+    return "only one level of difficulty" if levels else "no difficulty, and no quality at the baseline to bin by"
+
+
 def _parts(context: MetricContext, level: Mapping[str, int], levels: tuple[int, ...]) -> np.ndarray:
     """float[P, 2L], solved completions by level: even columns now, odd ones at the baseline (0 where it is unknown)."""
     counts = np.zeros((len(context.batch.probes), len(levels), 2))
@@ -161,10 +198,9 @@ def _pooled(context: MetricContext, combine: Callable[[np.ndarray, np.ndarray], 
     """`combine` of solved counts by level, now and at the baseline."""
     level, levels, made_of = context.cached("levels", lambda: _levels(context))
     if len(levels) < 2:
-        why = "only one level of difficulty" if levels else "no difficulty, and no quality at the baseline to bin by"
-        return missing(context.batch, why)
+        return missing(context.batch, _few(levels))
     parts = context.cached("tail_parts", lambda: _parts(context, level, levels))
-    return Pooled(parts, lambda columns: combine(*_totals(columns)), _details(levels, made_of), reason)
+    return Pooled(parts, lambda columns: combine(*_totals(columns)), _details(levels, made_of), reason, additive=True)
 
 
 def solved_tail_share(batch: SampleBatch, context: MetricContext) -> Result:
@@ -188,12 +224,8 @@ def solved_tail_share(batch: SampleBatch, context: MetricContext) -> Result:
     pooled = _pooled(context, lambda now, before: tail_share(_shares(now)), "nothing was solved")
     if not isinstance(pooled, Pooled):
         return pooled
-    level, levels, made_of = context.cached("levels", lambda: _levels(context))
-    tail = levels[-_tail_size(len(levels)) :]
-    why = "no prompt is of the hardest levels"
-    if made_of != "difficulty":
-        why = "no prompt was hard at the baseline; give probes a difficulty"
-    hard = np.array([level.get(probe.id) in tail for probe in batch.probes], dtype=float)
+    _, levels, made_of = context.cached("levels", lambda: _levels(context))
+    hard, _, why = hard_prompts(context)
 
     def combine(columns: np.ndarray) -> np.ndarray:
         return np.where(columns[..., -1].any(axis=-1), pooled.combine(columns[..., :-1]), math.nan)
@@ -201,9 +233,8 @@ def solved_tail_share(batch: SampleBatch, context: MetricContext) -> Result:
     def details(columns: np.ndarray) -> Mapping[str, Any]:
         return {**_details(levels, made_of)(columns[:, :-1]), "tail_prompts": int(columns[:, -1].sum())}
 
-    return Pooled(
-        np.column_stack((pooled.parts, hard)), combine, details, why if not hard.any() else f"{pooled.reason}, or {why}"
-    )
+    reason = why if not hard.any() else f"{pooled.reason}, or {why}"
+    return Pooled(np.column_stack((pooled.parts, hard)), combine, details, reason, additive=True)
 
 
 def solved_tail_ratio(batch: SampleBatch, context: MetricContext) -> Result:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from markupsafe import Markup
@@ -12,6 +12,7 @@ from markupsafe import Markup
 from divmon.history import History
 from divmon.metrics import METRICS
 from divmon.records import Measurement
+from divmon.report.dominance import sentence
 from divmon.report.plots import PALETTE, Line, curve, levels, stacked
 from divmon.report.tables import Change
 from divmon.report.text import interval, meaning, named, number, placed, short
@@ -57,11 +58,13 @@ class Shares:
         run: Which run it is.
         svg: The drawing.
         legend: Label, colour, share at the first and at the last step.
+        note: When one format took over.
     """
 
     run: int
     svg: Markup
     legend: tuple[tuple[str, str, float, float], ...]
+    note: str = ""
 
 
 @dataclass(frozen=True)
@@ -157,7 +160,8 @@ def _all_shares(runs: Sequence[History], domain: str) -> list[Shares]:
     order = sorted(totals, key=lambda label: (-totals[label], label))
     kept = order if len(order) <= len(PALETTE) else order[: len(PALETTE) - 1]
     fired = [sorted({step for _, step in _fired(run, domain)}) for run in runs]
-    return [_shares(i, rows, kept, placed(domain), fired[i]) for i, rows in enumerate(every) if rows]
+    drawn = [_shares(i, rows, kept, placed(domain), fired[i]) for i, rows in enumerate(every) if rows]
+    return [replace(shares, note=sentence(runs[shares.run], domain)) for shares in drawn]
 
 
 def _shares(
