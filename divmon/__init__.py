@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from divmon.config import Settings
     from divmon.errors import ConfigError, DivmonError
     from divmon.history import History
+    from divmon.measuring import measure
     from divmon.metrics import METRICS
     from divmon.models.programs import CodeJudge
     from divmon.monitor import Monitor, replay
@@ -41,6 +42,7 @@ _HOME = {
     "Rule": "alarms",
     "SampleBatch": "records",
     "Settings": "config",
+    "measure": "measuring",
     "read_completions": "samplers.file",
     "replay": "monitor",
     "watch": "attach",
@@ -60,6 +62,7 @@ __all__ = [
     "Rule",
     "SampleBatch",
     "Settings",
+    "measure",
     "read_completions",
     "replay",
     "watch",

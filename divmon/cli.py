@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-from divmon.errors import DivmonError, HistoryError
+from divmon.errors import ConfigError, DivmonError, HistoryError
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -38,12 +40,7 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument("--out", type=Path, default=None, help="folder (default: divmon-demo, or divmon-demo-healthy)")
     demo.set_defaults(run=_demo)
 
-    measure = commands.add_parser("measure", help="measure completions in a JSON Lines file, without a trainer")
-    measure.add_argument("file", type=Path, help="lines with a 'prompt' and 'completions' (or one 'completion')")
-    measure.add_argument("--metric", action="append", metavar="NAME", help="only this metric; repeat for more")
-    measure.add_argument("--encoder", help="'offline', or a sentence-transformers model: adds semantic_distance")
-    measure.add_argument("--out", type=Path, help="also record a run there")
-    measure.set_defaults(run=_measure)
+    _measure_parser(commands)
 
     report = commands.add_parser("report", help="one HTML page about a recorded run: what collapsed, when, how sure")
     report.add_argument("folder", type=Path, metavar="RUN", help="the folder of the run")
@@ -51,10 +48,31 @@ def _parser() -> argparse.ArgumentParser:
     report.add_argument("--out", type=Path, help="the file to write (default: report.html in RUN)")
     report.set_defaults(run=_report)
 
+    protocols = commands.add_parser("protocols", help="list the protocols of the literature that measure knows")
+    protocols.set_defaults(run=_protocols)
+
     metrics = commands.add_parser("metrics", help="list the metrics")
     metrics.add_argument("--markdown", action="store_true", help="as a Markdown table")
     metrics.set_defaults(run=_metrics)
     return parser
+
+
+def _measure_parser(commands: Any) -> None:
+    measure = commands.add_parser("measure", help="measure completions in a file of any size, without a trainer")
+    measure.add_argument(
+        "file", help="JSON Lines, a JSON list or Parquet, a folder or a pattern; rows with 'prompt' and 'completions'"
+    )
+    measure.add_argument("--protocol", metavar="NAME", help="measure as a study did; see divmon protocols")
+    measure.add_argument("--against", metavar="BASELINE", help="also give the change from this file, with intervals")
+    measure.add_argument("--group-by", action="append", metavar="COLUMN", help="a row for each value; repeat for more")
+    measure.add_argument("--metric", action="append", metavar="NAME", help="only this metric; repeat for more")
+    measure.add_argument("--encoder", help="'offline', or a sentence-transformers model: adds semantic_distance")
+    measure.add_argument("--nli", metavar="NAME", help="a model of entailment, for metrics that need one")
+    measure.add_argument("--equivalence", metavar="NAME", help="what judges whether two completions say the same")
+    measure.add_argument("--reward", action="append", metavar="COLUMN", help="judges completions; several are summed")
+    measure.add_argument("--json", metavar="FILE", help="write every number there; - for standard output")
+    measure.add_argument("--out", type=Path, help="also record a run there (reads the whole file into memory)")
+    measure.set_defaults(run=_measure)
 
 
 def _demo(args: argparse.Namespace) -> int:
@@ -65,31 +83,76 @@ def _demo(args: argparse.Namespace) -> int:
 
 
 def _measure(args: argparse.Namespace) -> int:
+    from divmon.measuring import measure
+
+    if args.out is not None and (args.group_by or args.against or args.reward or args.protocol):
+        raise ConfigError(
+            "--out records the file as one evaluation: leave out --group-by, --against, --reward and --protocol."
+        )
+    if args.out is not None:
+        _record(args)
+    found = measure(
+        args.file,
+        against=args.against,
+        group_by=args.group_by or (),
+        protocol=args.protocol,
+        reward_columns=args.reward or (),
+        progress=True,
+        **_lenses(args),
+    )
+    text = json.dumps(found.to_json(), indent=2)
+    if args.json is not None and args.json != "-":
+        _write(Path(args.json), text + "\n")
+    _say(text if args.json == "-" else found.table())
+    return 0
+
+
+def _lenses(args: argparse.Namespace) -> dict[str, Any]:
+    return {"metrics": args.metric, "encoder": args.encoder, "nli": args.nli, "equivalence": args.equivalence}
+
+
+def _record(args: argparse.Namespace) -> None:
     from divmon.config import Settings, plan
     from divmon.history import History
     from divmon.monitor import Monitor
     from divmon.samplers.file import read_completions
-    from divmon.sinks import as_sink
 
     batch = read_completions(args.file)
-    values = {"metrics": args.metric, "encoder": args.encoder, "k": max(2, batch.k), "alarms": []}
-    chosen = plan(Settings.make(values))
-    info = {"fingerprint": batch.fingerprint, "source": str(args.file)}
+    chosen = plan(Settings.make({**_lenses(args), "k": max(2, batch.k), "alarms": []}))
+    info = {"fingerprint": batch.fingerprint, "source": args.file}
     try:
-        history = History.create(args.out, probes=batch.probes, info=info) if args.out else None
+        history = History.create(args.out, probes=batch.probes, info=info)
     except OSError as error:
         raise HistoryError(f"Cannot record a run in {args.out}: {error.strerror}.") from error
-    monitor = Monitor(chosen.metrics, lenses=chosen.lenses, history=history)
-    console = as_sink("console")
-    console.emit(monitor.observe(batch))
-    console.close()
-    return 0
+    Monitor(chosen.metrics, lenses=chosen.lenses, history=history).observe(batch)
+
+
+def _write(path: Path, text: str) -> None:
+    try:
+        path.write_text(text, "utf-8")
+    except OSError as error:
+        raise HistoryError(f"Cannot write {path}: {error.strerror}.") from error
+
+
+def _say(text: str) -> None:
+    """Print what a terminal of another encoding cannot show as escapes."""
+    encoding = sys.stdout.encoding or "utf-8"
+    print(text.encode(encoding, "backslashreplace").decode(encoding))
 
 
 def _report(args: argparse.Namespace) -> int:
     from divmon.report import write
 
     print(write(args.folder, other=args.other, out=args.out or args.folder / "report.html"))
+    return 0
+
+
+def _protocols(args: argparse.Namespace) -> int:
+    from divmon.protocols import PROTOCOLS
+
+    width = max(map(len, PROTOCOLS))
+    for name, protocol in PROTOCOLS.items():
+        print(f"{name:<{width}}  {protocol.title}")
     return 0
 
 

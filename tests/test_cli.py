@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import re
 import subprocess
 import sys
 
@@ -11,6 +12,7 @@ import pytest
 from divmon.cli import main
 from divmon.history import History
 from divmon.metrics import METRICS
+from divmon.protocols import PROTOCOLS
 
 HEAVY = ("torch", "transformers", "trl", "wandb", "sentence_transformers", "accelerate", "datasets", "peft")
 ROWS = [
@@ -60,11 +62,16 @@ def test_the_metrics_command():
         assert line.split(maxsplit=3)[1:] == [metric.family, metric.direction, metric.summary]
 
 
+def test_the_protocols_command():
+    done = run("-m", "divmon", "protocols")
+    assert [line.split()[0] for line in done.stdout.splitlines()] == list(PROTOCOLS)
+
+
 def test_help():
     done = run("-m", "divmon", "--help")
     assert done.returncode == 0
-    for command in ("demo", "measure", "metrics"):
-        assert f"\n    {command} " in done.stdout
+    for command in ("demo", "measure", "protocols", "metrics"):
+        assert re.search(rf"^    {command}\s", done.stdout, re.MULTILINE)
 
 
 @pytest.mark.parametrize("arguments", [[], ["mesure"], ["measure"], ["metrics", "--all"]])
@@ -77,9 +84,15 @@ def test_what_is_no_command_exits_with_2(arguments, capsys):
 
 def test_measure(file, tmp_path, capsys):
     assert main(["measure", file]) == 0
-    out = capsys.readouterr().out
-    assert out.startswith("divmon  step 0  sums: ")
-    assert "pass_at_1" in out
+    out, err = capsys.readouterr()
+    head, blank, titles, first, *_ = out.splitlines()
+    assert head == f"{file}: 21 completions of 7 prompts, K 3, quality: gold"
+    assert blank == ""
+    assert titles.split() == ["metric", "domain", "value", "95%", "interval", "prompts"]
+    assert first.split()[:2] == ["tfidf_distance", "sums"]
+    assert "\npass_at_1 " in out
+    assert "\nnot measured: token_entropy (token entropies are unknown for these completions)\n" in out
+    assert err == ""
     assert not [p for p in tmp_path.iterdir() if p.name != "completions.jsonl"]
 
 
@@ -88,8 +101,39 @@ def test_measure_some_metrics_of_a_file_in_another_shape(tmp_path, capsys):
     path = jsonl(tmp_path / "c.jsonl", rows)
     assert main(["measure", path, "--metric", "self_bleu", "--metric", "tfidf_distance"]) == 0
     out = capsys.readouterr().out
-    assert "tfidf_distance" in out
-    assert "effective_formats" not in out
+    assert [line.split()[0] for line in out.splitlines()[3:]] == ["self_bleu", "tfidf_distance"]
+
+
+def test_measure_against_a_baseline_by_step_as_json(file, tmp_path, capsys):
+    rows = [{**row, "step": step, "completions": row["completions"][:1] * 3} for step in (9, 10) for row in ROWS]
+    path = jsonl(tmp_path / "c.jsonl", rows)
+    arguments = ["measure", path, "--against", file, "--group-by", "step", "--metric", "tfidf_distance"]
+    assert main([*arguments, "--json", str(tmp_path / "out.json")]) == 0
+    out = capsys.readouterr().out
+    assert f"against {file}: 21 completions of 7 prompts" in out
+    assert out.splitlines()[3].split()[:3] == ["metric", "step", "domain"]
+    found = json.loads((tmp_path / "out.json").read_text())
+    assert [m["group"]["step"] for m in found["measurements"]] == ["9"] * 3 + ["10"] * 3
+    overall = found["measurements"][2]
+    assert (overall["domain"], overall["value"]) == ("all", pytest.approx(0, abs=1e-12))
+    assert overall["change"]["value"] == pytest.approx(-overall["change"]["baseline"])
+    assert (overall["change"]["n"], overall["change"]["pairing"]) == (7, "paired")
+    assert main([*arguments, "--json", "-"]) == 0
+    assert json.loads(capsys.readouterr().out) == found
+
+
+def test_measure_by_the_rewards_that_are_named(tmp_path, capsys):
+    path = jsonl(tmp_path / "c.jsonl", [{"prompt": "?", "completion": "a", "won": 1, "style": 0.5}] * 2)
+    assert main(["measure", path, "--reward", "won", "--reward", "style", "--metric", "mean_quality"]) == 0
+    assert capsys.readouterr().out.splitlines()[3].split()[1] == "1.5"
+
+
+def test_measure_by_a_protocol(file, capsys):
+    assert main(["measure", file, "--protocol", "echochamber2025"]) == 0
+    out = capsys.readouterr().out
+    assert "protocol echochamber2025; deviations:\n  K: 3 instead of 64\n" in out
+    assert main(["measure", file, "--protocol", "karouzos2026", "--metric", "ead"]) == 0
+    assert "\nead " in capsys.readouterr().out
 
 
 def test_measure_records_a_run(file, tmp_path):
@@ -141,6 +185,12 @@ BAD = [
     (["--metric", "semantic_distance"], None, "semantic_distance needs an encoder: pass encoder='offline'"),
     (["--out", "{file}"], None, "Cannot record a run in"),
     (["--out", "{file}/deeper"], None, "Cannot record a run in"),
+    (["--out", "run", "--group-by", "step"], None, "--out records the file as one evaluation: leave out --group-by"),
+    (["--group-by", "stepp"], None, "completions.jsonl, line 1: no column 'stepp' to group by"),
+    (["--against", "none.jsonl"], None, "Cannot read none.jsonl: No such file or directory."),
+    (["--json", "{file}/deeper"], None, "Cannot write "),
+    (["--protocol", "kirk"], None, "Unknown protocol 'kirk'. Did you mean 'kirk2024'?"),
+    (["--protocol", "hivemind2025"], None, "hivemind2025 measures through 'text-embedding-3-small', which cannot be"),
 ]
 
 
