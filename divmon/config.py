@@ -15,7 +15,8 @@ import yaml
 from divmon.alarms import Rule, default_rules, load_rules
 from divmon.errors import ConfigError, suggest
 from divmon.metrics import METRICS, default_metrics, resolve
-from divmon.metrics.base import Metric
+from divmon.metrics.base import Judges, Metric
+from divmon.metrics.discovery import named_classifier
 from divmon.metrics.structure import build_classifier
 from divmon.monitor import Lenses
 from divmon.probes import ProbeSet
@@ -43,6 +44,8 @@ class SettingsKwargs(TypedDict, total=False):
     correct_at: float
     formats: Any
     encoder: Any
+    nli: Any
+    equivalence: Any
     sinks: Sequence[Any] | None
     run_dir: str | Path | None
     chat: bool | None
@@ -71,9 +74,15 @@ class Settings:
         quality: ``(probe, completion) -> float``, or ``"rewards"`` to call the trainer's reward functions. None: gold
             answers of the probes, where there are any (`probe.gold` is a string, or None).
         correct_at: A completion is correct (good enough) from this quality on.
-        formats: Your own formats: a function of a text, or a mapping from label to regular expression.
+        formats: Your own formats: a function of a text, or a mapping from label to regular expression; or
+            ``"discover"`` to add forms that recur at the baseline, or ``"echo-chamber"`` for the rule of that study.
         encoder: A sentence-transformers name, ``"offline"`` for the packaged MiniLM, or a function of a list of texts.
-            Adds `semantic_distance`.
+            Adds `semantic_distance` and Vendi scores.
+        nli: A model of entailment, by its Transformers name (``"roberta-large-mnli"``), or a function of pairs. Adds
+            `nli_diversity`. It reads every pair of a prompt's completions, both ways, which takes its time.
+        equivalence: What judges whether two completions say the same: ``"rouge1"`` (no model), ``"nli:NAME"``,
+            ``"noveltybench"``, ``"pair:NAME@0.5"`` or a function of pairs. Adds `distinct_k` and `semantic_entropy`.
+            None: entailment both ways, where `nli` is given and a metric asks.
         sinks: ``"console"``, ``"wandb"``, ``"trackio"``, functions of an `Observation`, or objects with `name`,
             `emit` and `close`; ``"default"`` stands for the console and what the trainer reports to. None: those.
         run_dir: Where the history goes. None: ``divmon`` inside the trainer's output folder.
@@ -100,6 +109,8 @@ class Settings:
     correct_at: float = 0.5
     formats: Any = None
     encoder: Any = None
+    nli: Any = None
+    equivalence: Any = None
     sinks: Sequence[Any] | None = None
     run_dir: str | Path | None = None
     chat: bool | None = None
@@ -202,7 +213,8 @@ def check_domains(rules: Iterable[Rule], probes: ProbeSet) -> None:
 def _metrics(settings: Settings) -> tuple[Metric, ...]:
     chosen = settings.metrics
     chosen = ["default"] if chosen is None else _listed("metrics", chosen)
-    standard = default_metrics(encoder=settings.encoder is not None)
+    lenses = ("encoder", "nli", "equivalence")
+    standard = default_metrics(**{name: getattr(settings, name) is not None for name in lenses})
     groups = [standard if spec == "default" else (resolve(spec),) for spec in chosen]
     metrics = tuple(metric for group in groups for metric in group)
     names = [metric.name for metric in metrics]
@@ -214,16 +226,31 @@ def _metrics(settings: Settings) -> tuple[Metric, ...]:
                 f"k={settings.k} is too small for {metric.name}, which compares completions of one prompt and needs at "
                 f"least {metric.min_k}. Set k={metric.min_k} or more, or drop the metric."
             )
-        if "encoder" in metric.needs and settings.encoder is None:
-            raise ConfigError(
-                f"{metric.name} needs an encoder: pass encoder='offline' (pip install 'divmon[offline]') or the name "
-                "of a sentence-transformers model."
-            )
+        _check_lenses(metric, settings)
     if settings.k < 2 and "default" in chosen:
         raise ConfigError(
             f"k={settings.k} is too small to see diversity within a prompt. Set k=2 or more (8 is the default)."
         )
     return metrics
+
+
+def _check_lenses(metric: Metric, settings: Settings) -> None:
+    """What a metric looks through must be given."""
+    if "encoder" in metric.needs and settings.encoder is None:
+        raise ConfigError(
+            f"{metric.name} needs an encoder: pass encoder='offline' (pip install 'divmon[offline]') or the name "
+            "of a sentence-transformers model."
+        )
+    if "nli" in metric.needs and settings.nli is None:
+        raise ConfigError(
+            f"{metric.name} needs a model of entailment: pass nli='roberta-large-mnli', another such model of "
+            "Transformers, or a function of pairs of texts."
+        )
+    if "equivalence" in metric.needs and settings.equivalence is None and settings.nli is None:
+        raise ConfigError(
+            f"{metric.name} needs a judge of whether two texts say the same: pass equivalence='rouge1' (no model), "
+            "'nli:NAME', 'noveltybench', or a function of pairs of texts."
+        )
 
 
 def _rules(settings: Settings, metrics: Sequence[Metric], probes: ProbeSet | None) -> tuple[Rule, ...]:
@@ -255,15 +282,27 @@ def _lenses(settings: Settings) -> Lenses:
         from divmon.models import load_encoder
 
         encoder, name = load_encoder(settings.encoder)
+    judges = Judges()
+    if settings.nli is not None or settings.equivalence is not None:
+        from divmon.models import load_judges
+
+        judges = load_judges(settings.nli, settings.equivalence)
     return Lenses(
         quality=None if quality == "rewards" else quality,
         judge=quality if isinstance(quality, str) else getattr(quality, "__name__", "function") if quality else "gold",
         correct_at=settings.correct_at,
         encoder=encoder,
         encoder_name=name,
-        classifier=build_classifier(settings.formats),
-        classifier_name="builtin" if settings.formats is None else "user",
+        classifier=named_classifier(settings.formats) or build_classifier(settings.formats),
+        classifier_name=_classifier_name(settings.formats),
+        judges=judges,
     )
+
+
+def _classifier_name(formats: Any) -> str:
+    if formats is None:
+        return "builtin"
+    return formats if isinstance(formats, str) else "user"
 
 
 def _check_arguments(quality: Callable[..., Any]) -> None:

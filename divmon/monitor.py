@@ -55,6 +55,26 @@ class Lenses:
     classifier_name: str = "builtin"
     judges: Judges = field(default_factory=Judges)
 
+    @property
+    def given(self) -> dict[str, bool]:
+        """Which of the models are there, as `default_metrics` asks."""
+        judges = self.judges
+        models = {"encoder": self.encoder, "nli": judges.nli, "equivalence": judges.equivalence}
+        return {name: model is not None for name, model in models.items()}
+
+    def signature(self, metric: Metric) -> str:
+        """What `metric` looks through, for its signature."""
+        names = {
+            "encoder": self.encoder_name,
+            "nli": self.judges.nli_name,
+            "equivalence": self.judges.equivalence_name,
+        }
+        parts = [f"{need}:{name}" for need, name in names.items() if need in metric.needs]
+        parts += [f"formats:{self.classifier_name}"] if metric.family == "formats" else []
+        if "quality" in metric.needs:
+            parts.append(f"quality:{self.judge}@{self.correct_at:g}")
+        return "|".join(parts)
+
 
 class Monitor:
     """Metrics, alarms and history behind one call.
@@ -85,10 +105,9 @@ class Monitor:
         intervals: bool = True,
         keep_logprobs: bool = False,
     ) -> None:
-        encoder = lenses is not None and lenses.encoder is not None
-        self.metrics = default_metrics(encoder=encoder) if metrics is None else tuple(metrics)
-        self.rules = tuple(rules)
         self.lenses = lenses or Lenses()
+        self.metrics = default_metrics(**self.lenses.given) if metrics is None else tuple(metrics)
+        self.rules = tuple(rules)
         self.history = history
         self.health = health or Health()
         self.keep_completions = keep_completions
@@ -181,24 +200,13 @@ class Monitor:
             result = evaluate(metric, context)
             found = [summarise(result, batch.rows(domain), intervals=self.intervals) for domain in domains]
         aggregator = "agg:mean" if metric.scope == "per_prompt" else "agg:pooled"
-        signature = "|".join(filter(None, (metric.signature, self._lens(metric), aggregator, batch.signature)))
+        signature = "|".join(
+            filter(None, (metric.signature, self.lenses.signature(metric), aggregator, batch.signature))
+        )
         return [
             replace(m, step=batch.step, domain=domain, metric=metric.name, signature=signature)
             for m, domain in zip(found, domains, strict=True)
         ]
-
-    def _lens(self, metric: Metric) -> str:
-        lenses = self.lenses
-        names = {
-            "encoder": lenses.encoder_name,
-            "nli": lenses.judges.nli_name,
-            "equivalence": lenses.judges.equivalence_name,
-        }
-        parts = [f"{need}:{name}" for need, name in names.items() if need in metric.needs]
-        parts += [f"formats:{lenses.classifier_name}"] if metric.family == "formats" else []
-        if "quality" in metric.needs:
-            parts.append(f"quality:{lenses.judge}@{lenses.correct_at:g}")
-        return "|".join(parts)
 
     def _record(self, evaluation: Evaluation, batch: SampleBatch | None) -> None:
         if self.history is not None:

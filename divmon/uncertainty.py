@@ -11,6 +11,7 @@ import numpy as np
 LEVEL = 0.95
 RESAMPLES = 1000
 MIN_PROMPTS = 5  # below this an interval over prompts says nothing
+_Z = 1.959963984540054  # the normal quantile of LEVEL
 _CHUNK = 4_000_000  # floats held at once while resampling pooled statistics
 
 
@@ -52,4 +53,44 @@ def pooled_interval(parts: np.ndarray, combine: Callable[[np.ndarray], np.ndarra
     index = _indices(p)
     with np.errstate(invalid="ignore", divide="ignore"):
         draws = [np.asarray(combine(parts[index[i : i + rows]])) for i in range(0, RESAMPLES, rows)]
+    return _percentiles(np.concatenate(draws))
+
+
+def normal_interval(mean: float, variance: float, n: int) -> tuple[float, float]:
+    """95 % interval of a mean of `n` values by the normal approximation, for so many values that none is kept.
+
+    >>> [round(end, 3) for end in normal_interval(0.5, 0.04, 400)]
+    [0.48, 0.52]
+    """
+    if n < MIN_PROMPTS:
+        return math.nan, math.nan
+    half = _Z * math.sqrt(variance / n)
+    return mean - half, mean + half
+
+
+def pooled_change(
+    now: np.ndarray,
+    before: np.ndarray,
+    combine: tuple[Callable[[np.ndarray], np.ndarray], Callable[[np.ndarray], np.ndarray]],
+    *,
+    paired: bool,
+) -> tuple[float, float]:
+    """95 % percentile bootstrap interval of the change of a pooled statistic.
+
+    Args:
+        now: float[P, D] parts, and `before`: float[Q, E]; rows belong to each other when `paired` (then P = Q).
+        before: See `now`.
+        combine: The statistic of each side.
+        paired: Draw the same prompts on both sides; independent draws otherwise.
+    """
+    if min(len(now), len(before)) < MIN_PROMPTS:
+        return math.nan, math.nan
+    here = _indices(len(now))
+    there = here if paired else _indices(len(before))[::-1]
+    rows = max(1, _CHUNK // max(1, now.size, before.size))
+    with np.errstate(invalid="ignore", divide="ignore"):
+        draws = [
+            np.asarray(combine[0](now[here[i : i + rows]])) - np.asarray(combine[1](before[there[i : i + rows]]))
+            for i in range(0, RESAMPLES, rows)
+        ]
     return _percentiles(np.concatenate(draws))

@@ -35,10 +35,22 @@ def functions() -> list[tuple[str, ast.FunctionDef]]:
     ]
 
 
-def test_no_file_has_more_than_400_lines_and_half_have_fewer_than_150() -> None:
+def lines_of_code(path: Path) -> int:
+    """Lines of `path` that are neither blank, comment nor docstring: what a docstring must say is not for sparing."""
+    text = path.read_text("utf-8")
+    documented = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+    docs: set[int] = set()
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, documented) and ast.get_docstring(node, clean=False) is not None:
+            docs.update(range(node.body[0].lineno, (node.body[0].end_lineno or 0) + 1))
+    lines = enumerate(text.splitlines(), 1)
+    return sum(bool(line.strip()) and not line.strip().startswith("#") and i not in docs for i, line in lines)
+
+
+def test_no_file_has_more_than_400_lines_and_half_have_little_code() -> None:
     lines = {path: len(path.read_text("utf-8").splitlines()) for path in WRITTEN}
     assert {str(path): n for path, n in lines.items() if n > 400} == {}
-    assert statistics.median(lines[path] for path in SOURCES) < 150
+    assert statistics.median(map(lines_of_code, SOURCES)) < 120
 
 
 def test_functions_are_short_and_take_few_parameters() -> None:

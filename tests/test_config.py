@@ -90,6 +90,17 @@ BAD = [
     ({"metrics": ["semantic_distance"]}, "semantic_distance needs an encoder: pass encoder='offline'"),
     ({"encoder": 5}, "An encoder is a name, a function of a list of texts, or a model, not 5"),
     ({"encoder": " "}, "An encoder's name must not be empty"),
+    # judges of pairs
+    ({"metrics": ["nli_diversity"]}, "nli_diversity needs a model of entailment: pass nli='roberta-large-mnli'"),
+    ({"metrics": ["distinct_k"]}, "distinct_k needs a judge of whether two texts say the same: pass equivalence='roug"),
+    ({"metrics": ["utility_k"]}, "utility_k needs a judge of whether two texts say the same"),
+    ({"nli": 5}, "nli must be a name or a function of pairs of texts, not 5"),
+    ({"nli": ""}, "nli must not be empty"),
+    ({"equivalence": 5}, "equivalence must be a name or a function of pairs of texts, not 5"),
+    ({"equivalence": " "}, "equivalence must not be empty"),
+    ({"equivalence": "rouge2"}, r"Unknown judge of equivalence 'rouge2'. Did you mean 'rouge1'\? A function of pairs"),
+    ({"equivalence": "nli:"}, "Unknown judge of equivalence 'nli:'"),
+    ({"equivalence": "pair:some/model@much"}, "write a threshold from 0 to 1 after the @, as in pair:NAME@0.5"),
 ]  # fmt: skip
 
 
@@ -140,7 +151,8 @@ def test_the_defaults_work():
     made = plan(Settings())
     assert made.probes is None
     assert made.default_sinks
-    assert {m.name for m in made.metrics} == {m.name for m in METRICS.values() if "encoder" not in m.needs}
+    looks = {"encoder", "nli", "equivalence"}
+    assert {m.name for m in made.metrics} == {m.name for m in METRICS.values() if m.standard and not looks & m.needs}
     assert {rule.metric for rule in made.rules} <= {m.name for m in made.metrics}
     assert {rule.severity for rule in made.rules} == {"warning"}
     assert (made.lenses.judge, made.lenses.classifier_name) == ("gold", "builtin")
@@ -170,6 +182,31 @@ def test_everything_looked_up():
     assert (made.lenses.encoder, made.lenses.encoder_name) == (encode, "encode")
     assert made.lenses.classifier_name == "user"
     assert [sink.name for sink in made.sinks] == ["print", "console"]
+
+
+def entails(pairs):
+    return np.array([[float(a == b), 0.0, float(a != b)] for a, b in pairs])
+
+
+def same(pairs):
+    return np.array([float(a == b) for a, b in pairs])
+
+
+def test_judges_of_pairs_add_their_metrics():
+    def added(**values):
+        return [m.name for m in plan(Settings(**values)).metrics if m.needs & {"nli", "equivalence"}]
+
+    assert added() == []
+    assert added(nli=entails) == ["nli_diversity"]
+    assert added(equivalence=same) == ["distinct_k", "semantic_entropy"]
+    judges = plan(Settings(nli=entails, equivalence="rouge1")).lenses.judges
+    assert (judges.nli, judges.nli_name, judges.equivalence_name) == (entails, "entails", "rouge1")
+
+
+def test_entailment_both_ways_stands_in_for_equivalence():
+    made = plan(Settings(nli=entails, metrics=["distinct_k"]))
+    assert made.lenses.judges.equivalence_name == "nli:entails"
+    assert made.lenses.judges.equivalence([("a", "a"), ("a", "b")]).tolist() == [1, 0]
 
 
 def test_quality_by_name_and_by_rewards():

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 
 import divmon
 from divmon.alarms import load_rules
+from divmon.cli import main
 from divmon.metrics import METRICS
 
 ROOT = Path(__file__).parents[1]
@@ -41,6 +45,30 @@ def test_the_table_of_metrics_is_the_one_the_command_prints() -> None:
 def test_python_blocks_run() -> None:
     for block in blocks("python"):
         exec(compile(block, "README.md", "exec"), {})
+
+
+def test_its_commands_that_measure_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("completions.jsonl", "base.jsonl"):
+        rows = [{"prompt": f"{i}?", "completions": [f"{name} {i}", f"it is {i}"]} for i in range(6)]
+        Path(name).write_text("".join(json.dumps(row) + "\n" for row in rows))
+    logged = pytest.importorskip("pandas").DataFrame(
+        {
+            "step": [5, 5],
+            "prompt": ["?", "?"],
+            "completion": ["a b", "a c"],
+            "reward": [0.0, 1.0],
+            "advantage": [-1, 1.0],
+        }
+    )
+    Path("out/completions").mkdir(parents=True)
+    logged.to_parquet("out/completions/completions_00005.parquet")
+    commands = [line for block in blocks("bash") for line in block.splitlines() if line.startswith("divmon measure")]
+    assert len(commands) >= 3
+    for command in commands:
+        assert main(shlex.split(command, comments=True)[1:]) == 0, command
+        assert "95% interval" in capsys.readouterr().out
+    assert Path("by-step.json").exists()
 
 
 def test_rules_in_yaml_blocks_are_valid() -> None:

@@ -101,7 +101,7 @@ def full(texts, *, seed=0, step=1, known=True):
             f"question {i}",
             domain="ab"[i % 2],
             gold="42",
-            reference=f"A person wrote {i} of these lines, with care.",
+            reference=f"A person wrote {i} of these lines, with care, and the last of the lines with {'no ' * i}haste.",
             difficulty=1 + i % 3,
         )
         for i in range(len(texts))

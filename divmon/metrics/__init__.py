@@ -15,7 +15,12 @@ from divmon.metrics.base import (
     evaluate,
     from_function,
 )
+from divmon.metrics.classes import DISTINCT_K, SEMANTIC_ENTROPY, UTILITY_K
+from divmon.metrics.clusters import SEMANTIC_CLUSTERS
 from divmon.metrics.compression import COMPRESSION_RATIO
+from divmon.metrics.conditioned import BENIGN_SHARE, CORRECT_DISTANCE, NARROWING_SHARE
+from divmon.metrics.coverage import HARD_COVERAGE, PASS_AT, SUPPORT_NET, SUPPORT_NEW, SUPPORT_RETAINED, SUPPORT_SCORE
+from divmon.metrics.effective import EFFECTIVE_PAIR_DIVERSITY, EFFECTIVE_SEMANTIC_DIVERSITY, MAJORITY_GAIN
 from divmon.metrics.entropy import LENGTH, TOKEN_ENTROPY, TRUNCATED_FRACTION
 from divmon.metrics.formats import (
     EFFECTIVE_CORRECT_FORMATS,
@@ -24,16 +29,34 @@ from divmon.metrics.formats import (
     FORMAT_SHIFT,
     WINNER_GAP,
 )
-from divmon.metrics.lexical import DISTINCT, OPENING_DOMINANCE, SELF_BLEU, UNIQUE_FRACTION
+from divmon.metrics.human_gap import HUMAN_GAP
+from divmon.metrics.inputs import ACROSS_DISTANCE, SEMANTIC_ACROSS_DISTANCE
+from divmon.metrics.lexical import DISTINCT, EAD, OPENING_DOMINANCE, SELF_BLEU, UNIQUE_FRACTION
+from divmon.metrics.likeness import LIKENESS
+from divmon.metrics.nli import NLI_DIVERSITY, NLI_DIVERSITY_WHOLE
+from divmon.metrics.outputs import ANSWER_ENTROPY, EFFECTIVE_ANSWERS, RARE_RETAINED, UNSEEN_MASS
+from divmon.metrics.overlap import BIGRAM_COLLISION, JACCARD, ROUGE_L, SELF_REPETITION
 from divmon.metrics.quality import ALL_CORRECT, ALL_WRONG, COVERAGE, MEAN_QUALITY, PASS_AT_1
+from divmon.metrics.rarefied import RAREFIED
 from divmon.metrics.semantic import SEMANTIC_DISTANCE, TFIDF_DISTANCE
+from divmon.metrics.syntax import AST
 from divmon.metrics.tails import TAIL_KL, TAIL_RATIO, TAIL_SHARE, TAIL_SHIFT
+from divmon.metrics.upper_tails import LONG_TAIL, SURPRISAL_TAIL
+from divmon.metrics.voice import VOICE_SHIFT, VOICE_SPREAD
+from divmon.metrics.windows import CLOSING_DISTANCE, OPENING_COLLISION, OPENING_DISTANCE
 
 METRICS: dict[str, Metric] = {
     metric.name: metric
     for metric in (
         TFIDF_DISTANCE,
         SEMANTIC_DISTANCE,
+        *LIKENESS,
+        SEMANTIC_CLUSTERS,
+        NLI_DIVERSITY,
+        NLI_DIVERSITY_WHOLE,
+        DISTINCT_K,
+        SEMANTIC_ENTROPY,
+        UTILITY_K,
         *DISTINCT,
         SELF_BLEU,
         UNIQUE_FRACTION,
@@ -56,6 +79,39 @@ METRICS: dict[str, Metric] = {
         TAIL_RATIO,
         TAIL_SHIFT,
         TAIL_KL,
+        HARD_COVERAGE,
+        *PASS_AT,
+        SUPPORT_RETAINED,
+        SUPPORT_NEW,
+        SUPPORT_SCORE,
+        SUPPORT_NET,
+        ANSWER_ENTROPY,
+        EFFECTIVE_ANSWERS,
+        UNSEEN_MASS,
+        RARE_RETAINED,
+        LONG_TAIL,
+        SURPRISAL_TAIL,
+        EAD,
+        *JACCARD,
+        BIGRAM_COLLISION,
+        ROUGE_L,
+        SELF_REPETITION,
+        *RAREFIED,
+        OPENING_DISTANCE,
+        CLOSING_DISTANCE,
+        OPENING_COLLISION,
+        *AST,
+        CORRECT_DISTANCE,
+        NARROWING_SHARE,
+        BENIGN_SHARE,
+        EFFECTIVE_SEMANTIC_DIVERSITY,
+        EFFECTIVE_PAIR_DIVERSITY,
+        MAJORITY_GAIN,
+        ACROSS_DISTANCE,
+        SEMANTIC_ACROSS_DISTANCE,
+        HUMAN_GAP,
+        VOICE_SPREAD,
+        VOICE_SHIFT,
     )
 }
 
@@ -72,11 +128,11 @@ __all__ = [
 ]
 
 
-def default_metrics(*, encoder: bool = False) -> tuple[Metric, ...]:
-    """The standard metrics of the table; those that need an encoder only where there is one."""
-    return tuple(
-        metric for metric in METRICS.values() if metric.standard and (encoder or "encoder" not in metric.needs)
-    )
+def default_metrics(*, encoder: bool = False, nli: bool = False, equivalence: bool = False) -> tuple[Metric, ...]:
+    """The standard metrics of the table; those that need an encoder or a judge of pairs only where there is one."""
+    given = {"encoder": encoder, "nli": nli, "equivalence": equivalence}
+    absent = {need for need, there in given.items() if not there}
+    return tuple(metric for metric in METRICS.values() if metric.standard and not absent & metric.needs)
 
 
 def _imported(path: str) -> Any:

@@ -66,12 +66,15 @@ class Pooled:
         combine: float[..., P, D] -> float[...], the statistic; vectorised over leading axes, NaN where undefined.
         details: float[P, D] -> the vector behind the number, for reports (shares by format, ...).
         reason: Why `combine` gives NaN, when it may.
+        additive: `combine` and `details` see `parts` only through their sum over prompts, and batches measured with
+            the same fixed columns (or with columns added on the right) may be added up: what lets it be streamed.
     """
 
     parts: np.ndarray
     combine: Callable[[np.ndarray], np.ndarray]
     details: Callable[[np.ndarray], Mapping[str, Any]] | None = None
     reason: str = "undefined on these completions"
+    additive: bool = False
 
 
 Result = PerPrompt | Pooled

@@ -30,7 +30,7 @@ BATCH = st.lists(ROW, min_size=1, max_size=3)
 QUICK = settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
 # what a completion said twice must not make look more diverse; the others say of themselves why they are not here
 DOUBLED = {"lexical", "compression", "semantic", "spectrum", "syntax"}
-CORRECTED = {"vendi_1_jackknife"}  # doubling breaks the independence that the correction assumes
+CORRECTED = {"vendi_1_jackknife", "semantic_clusters"}  # doubling breaks the independence that the correction assumes
 
 
 def measured(metric, texts, *, baseline=None):
