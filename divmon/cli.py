@@ -53,6 +53,7 @@ def _parser() -> argparse.ArgumentParser:
 
     metrics = commands.add_parser("metrics", help="list the metrics")
     metrics.add_argument("--markdown", action="store_true", help="as a Markdown table")
+    metrics.add_argument("--standard", action="store_true", help="only those measured when none are named")
     metrics.set_defaults(run=_metrics)
     return parser
 
@@ -159,12 +160,13 @@ def _protocols(args: argparse.Namespace) -> int:
 def _metrics(args: argparse.Namespace) -> int:
     from divmon.metrics import METRICS
 
+    chosen = {name: metric for name, metric in METRICS.items() if metric.standard or not args.standard}
     if args.markdown:
         print("| metric | family | more diverse is | unit | what it is |\n|---|---|---|---|---|")
-        for name, metric in METRICS.items():
+        for name, metric in chosen.items():
             print(f"| `{name}` | {metric.family} | {metric.direction} | {metric.unit} | {metric.summary} |")
         return 0
-    width = max(map(len, METRICS))
-    for name, metric in METRICS.items():
+    width = max(map(len, chosen))
+    for name, metric in chosen.items():
         print(f"{name:<{width}}  {metric.family:<11} {metric.direction:<8} {metric.summary}")
     return 0

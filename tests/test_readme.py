@@ -37,9 +37,12 @@ def demo(tmp_path: Path, *options: str) -> str:
     return done.stdout
 
 
-def test_the_table_of_metrics_is_the_one_the_command_prints() -> None:
-    done = subprocess.run([sys.executable, "-m", "divmon", "metrics", "--markdown"], capture_output=True, text=True)
-    assert done.stdout.strip() in README
+@pytest.mark.parametrize(
+    ("options", "page"), [(["--standard"], README), ([], (ROOT / "divmon/metrics/METRICS.md").read_text("utf-8"))]
+)
+def test_the_tables_of_metrics_are_those_the_command_prints(options: list[str], page: str) -> None:
+    command = [sys.executable, "-m", "divmon", "metrics", "--markdown", *options]
+    assert subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip() in page
 
 
 def test_python_blocks_run() -> None:

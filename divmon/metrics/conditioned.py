@@ -16,13 +16,13 @@ from typing import Any
 import numpy as np
 
 from divmon.metrics.base import Metric, MetricContext, PerPrompt, Pooled, Result
-from divmon.metrics.semantic import surface_kernels, tfidf_distance
+from divmon.metrics.semantic import MAX_KERNEL, surface_kernels, tfidf_distance
 from divmon.records import SampleBatch
 
 MIN_FALL = 0.05  # of the baseline's distance: below it the shares of the fall are ratios of noise
 NARROWING_FROM = 0.5  # a fall is narrowing when at least this share of it is found among correct completions too
 _OURS = "divmon, after Karouzos et al. 2026, arXiv:2604.16027"
-_MANY = 1024  # completions of a prompt
+
 _FEW = "fewer than two correct completions"
 
 
@@ -51,7 +51,7 @@ def _correct_distance(context: MetricContext) -> PerPrompt:
         raise ValueError("correct_distance needs quality")
     batch, correct = context.batch, context.correct
     n = np.array([int(row.sum()) for row in correct], dtype=int)
-    if max(map(len, batch.texts), default=0) > _MANY:  # a kernel of all pairs would not fit
+    if max(map(len, batch.texts), default=0) > MAX_KERNEL:  # a kernel of all pairs would not fit
         good = tuple(tuple(itertools.compress(*row)) for row in zip(batch.texts, correct, strict=True))
         part = SampleBatch(batch.step, batch.probes, good)
         result = tfidf_distance(part, MetricContext(part, baseline=context.reference))

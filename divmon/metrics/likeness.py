@@ -11,7 +11,8 @@ import numpy as np
 
 from divmon.errors import ConfigError
 from divmon.metrics.base import Metric, MetricContext, Need, PerPrompt, Pooled
-from divmon.metrics.semantic import embeddings, surface_kernels
+from divmon.metrics.overlap import blocks
+from divmon.metrics.semantic import MAX_KERNEL, Idf, embeddings, frozen_idf, surface_kernel, surface_kernels
 from divmon.metrics.spectrum import hill
 from divmon.metrics.text import CHARS
 from divmon.metrics.vendi import (
@@ -151,14 +152,22 @@ def surface_vendi_1(batch: SampleBatch, context: MetricContext) -> PerPrompt:
     Source: as `vendi`; the kernel as `tfidf_distance`.
     """
     scores = _stacked(surface_kernels(context), lambda stack: vendi_from_kernel(stack, q=1))
-    return _result(context, scores[:, 0], "needs at least 2 completions a prompt")
+    return _result(context, scores[:, 0], f"needs 2 to {MAX_KERNEL} completions a prompt")
+
+
+def _in_blocks(texts: tuple[str, ...], idf: Idf) -> float:
+    """Mean squared cosine over the pairs within blocks: linear in K, and as unbiased as over all pairs."""
+    parts = blocks(texts, most=MAX_KERNEL)
+    values = [float(squared_likeness(surface_kernel(tuple(texts[j] for j in part), idf))) for part in parts]
+    return float(np.average(values, weights=[len(part) * (len(part) - 1) for part in parts]))
 
 
 def surface_vendi_2(batch: SampleBatch, context: MetricContext) -> Pooled:
     """Vendi score of order 2 on the surface, unbiased at any K: how many unrelated wordings completions are worth.
 
     Between 1 and 10,000, higher is more diverse. Pooled. What moves it besides diversity: length, a little, and the
-    reference, as for `tfidf_distance`; the prompts that repeat themselves weigh most.
+    reference, as for `tfidf_distance`; the prompts that repeat themselves weigh most. Beyond 1,000 completions
+    a prompt, pairs are compared within blocks of about 100.
 
     >>> from divmon.records import Probe
     >>> batch = SampleBatch(0, (Probe("a", "?"),), (("a fox", "A  fox", "hens!"),))
@@ -169,6 +178,9 @@ def surface_vendi_2(batch: SampleBatch, context: MetricContext) -> Pooled:
     Source: as `vendi_2_unbiased`; the kernel as `tfidf_distance`.
     """
     values = _stacked(surface_kernels(context), squared_likeness)[:, 0]
+    for i, texts in enumerate(batch.texts):
+        if len(texts) > MAX_KERNEL:
+            values[i] = _in_blocks(texts, frozen_idf(context))
     return Pooled(
         likeness_parts(values), inverse_mean, reason="no prompt has two completions to compare", additive=True
     )
@@ -308,7 +320,7 @@ SURFACE_VENDI_2 = Metric(
     name="surface_vendi_2",
     fn=surface_vendi_2,
     summary="How many entirely different wordings a prompt's completions are worth, whatever K is (Vendi, order 2).",
-    signature=f"q:2|unbiased|{CHARS}|idf:baseline|norm:l2",
+    signature=f"q:2|unbiased|pairs:all<={MAX_KERNEL}|{CHARS}|idf:baseline|norm:l2",
     **_UNBIASED,
 )
 NEAREST_SIMILARITY = Metric(

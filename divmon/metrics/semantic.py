@@ -19,6 +19,7 @@ from divmon.metrics.text import CHARS, MAX_ROW, CharRow, char_ngrams
 from divmon.records import SampleBatch
 
 _PART = 1024  # completions whose n-grams are held at once while fitting
+MAX_KERNEL = 1000  # completions of one prompt up to which all pairs are kept
 _PENDING = 4_000_000  # n-grams held before they are merged
 _SMALL_K = 32  # up to here all pairs cost less than finding the n-grams, so they are kept for whoever asks
 _BLOCK = 1 << 16  # n-grams held dense at once
@@ -156,6 +157,11 @@ def _surfaces(context: MetricContext) -> list[Surface]:
     return context.cached("surface", lambda: [_surface(row, idf) for row in context.batch.texts])
 
 
+def surface_kernel(texts: tuple[str, ...], idf: Idf) -> np.ndarray:
+    """float[K, K]: cosines of all pairs of `texts`, as `surface_kernels` has them for a batch."""
+    return _kernel(*_unit(texts, idf), len(texts))
+
+
 def surface_kernels(context: MetricContext) -> list[np.ndarray]:
     """Cosines of all pairs of a prompt's completions as TF-IDF of character 3-5-grams, made once a batch.
 
@@ -163,7 +169,7 @@ def surface_kernels(context: MetricContext) -> list[np.ndarray]:
 
     Returns:
         P arrays float[K, K], symmetric, between 0 and 1, ones on the diagonal; float[0, 0] for fewer than 2 or more
-        than `MAX_ROW` completions.
+        than `MAX_KERNEL` completions.
 
     >>> from divmon.records import Probe
     >>> batch = SampleBatch(0, (Probe("a", "?"),), (("a fox", "A  fox", "hens!"),))
@@ -177,9 +183,7 @@ def surface_kernels(context: MetricContext) -> list[np.ndarray]:
     def kernel(texts: tuple[str, ...], surface: Surface) -> np.ndarray:
         if surface.kernel is not None:
             return surface.kernel
-        if not 2 <= len(texts) <= MAX_ROW:
-            return np.zeros((0, 0))
-        return _kernel(*_unit(texts, idf), len(texts))
+        return surface_kernel(texts, idf) if 2 <= len(texts) <= MAX_KERNEL else np.zeros((0, 0))
 
     pairs = zip(context.batch.texts, _surfaces(context), strict=True)
     return context.cached("surface-kernels", lambda: [kernel(texts, surface) for texts, surface in pairs])

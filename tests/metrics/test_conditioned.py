@@ -137,7 +137,7 @@ def test_many_completions_take_the_way_without_a_kernel(monkeypatch):
     quality = [(rng.random(20) < 0.5).astype(float) for _ in rows]
     base = context(rows[::-1], quality)
     few = correct_distance(None, context(rows, quality, baseline=base)).values
-    monkeypatch.setattr("divmon.metrics.conditioned._MANY", 4)
+    monkeypatch.setattr("divmon.metrics.conditioned.MAX_KERNEL", 4)
     many = correct_distance(None, context(rows, quality, baseline=base)).values
     np.testing.assert_allclose(many, few, atol=1e-12)
 

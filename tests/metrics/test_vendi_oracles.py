@@ -12,7 +12,7 @@ from scipy import stats
 from divmon.errors import ConfigError
 from divmon.metrics import METRICS, MetricContext, evaluate
 from divmon.metrics.likeness import intra_repetition_at
-from divmon.metrics.semantic import surface_kernels
+from divmon.metrics.semantic import frozen_idf, surface_kernel, surface_kernels
 from divmon.metrics.spectrum import hill
 from divmon.metrics.vendi import (
     LARGEST,
@@ -227,3 +227,13 @@ def test_the_surface_score_ranks_real_prompts_by_their_number_of_classes():
     classes = [len(set(row["partition"])) for row in rows]
     found = value("surface_vendi_1", MetricContext(batch([row["generations"] for row in rows])))
     assert stats.spearmanr(found, classes).statistic > 0.6
+
+
+def test_many_completions_are_compared_in_blocks_without_bias():
+    texts = tuple(f"the {'fox' if i % 3 else 'hen'} number {i % 40} runs" for i in range(1001))
+    context = MetricContext(batch([texts]))
+    every_pair = float(squared_likeness(surface_kernel(texts, frozen_idf(context))))
+    assert 1 / value("surface_vendi_2", context) == pytest.approx(every_pair, rel=0.02)
+    shuffled = MetricContext(batch([texts[::-1]]), baseline=context)
+    assert value("surface_vendi_2", shuffled) == pytest.approx(value("surface_vendi_2", context), rel=1e-12)
+    assert np.isnan(value("surface_vendi_1", context)).all()
