@@ -6,13 +6,13 @@ import inspect
 import math
 import pkgutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, TypedDict
 
 import yaml
 
-from divmon.alarms import Rule, default_rules, load_rules
+from divmon.alarms import Rule, RuleSet, default_rules, load_ruleset
 from divmon.errors import ConfigError, suggest
 from divmon.metrics import METRICS, default_metrics, resolve
 from divmon.metrics.base import Metric
@@ -39,6 +39,9 @@ class SettingsKwargs(TypedDict, total=False):
     seed: int
     metrics: Sequence[Any] | None
     alarms: Any
+    alpha: float | None
+    confirmations: int | None
+    confirm_k: int | None
     quality: Any
     correct_at: float
     formats: Any
@@ -68,6 +71,9 @@ class Settings:
             default set. None: that set.
         alarms: A YAML file, a list of rules or mappings, instead of the default rules; ``[]`` for none. None: the
             default rules, which only warn.
+        alpha: Chance, for the whole run, that any confirmed alarm is false. None: what the alarm file says, else 0.05.
+        confirmations: How many confirmations a run may draw. None: what the alarm file says, else 8.
+        confirm_k: Completions a prompt that a confirmation draws. None: four times `k`.
         quality: ``(probe, completion) -> float``, or ``"rewards"`` to call the trainer's reward functions. None: gold
             answers of the probes, where there are any (`probe.gold` is a string, or None).
         correct_at: A completion is correct (good enough) from this quality on.
@@ -96,6 +102,9 @@ class Settings:
     seed: int = 0
     metrics: Sequence[Any] | None = None
     alarms: Any = None
+    alpha: float | None = None
+    confirmations: int | None = None
+    confirm_k: int | None = None
     quality: Any = None
     correct_at: float = 0.5
     formats: Any = None
@@ -163,7 +172,7 @@ class Plan:
     settings: Settings
     probes: ProbeSet | None
     metrics: tuple[Metric, ...]
-    rules: tuple[Rule, ...]
+    rules: RuleSet
     lenses: Lenses
     sinks: tuple[Sink, ...]
     default_sinks: bool = True
@@ -226,16 +235,24 @@ def _metrics(settings: Settings) -> tuple[Metric, ...]:
     return metrics
 
 
-def _rules(settings: Settings, metrics: Sequence[Metric], probes: ProbeSet | None) -> tuple[Rule, ...]:
-    measured = {metric.name for metric in metrics}
+def _rules(settings: Settings, metrics: Sequence[Metric], probes: ProbeSet | None) -> RuleSet:
+    measured = {metric.name: metric for metric in metrics}
+    given = {key: getattr(settings, key) for key in ("alpha", "confirmations", "confirm_k")}
+    given = {key: value for key, value in given.items() if value is not None}
     if settings.alarms is None:
-        return default_rules(measured)
-    rules = load_rules(settings.alarms, known_metrics={*METRICS, *measured})
+        return RuleSet(default_rules(measured), **given)
+    rules = replace(load_ruleset(settings.alarms, known_metrics={*METRICS, *measured}), **given)
     for rule in rules:
         if rule.metric not in measured:
             raise ConfigError(
                 f"Alarm {rule.name!r} watches {rule.metric!r}, which is not measured. Add it to metrics= (measured "
                 f"now: {', '.join(sorted(measured))})."
+            )
+        metric = measured[rule.metric]
+        if rule.confirms and rule.margin.relative and metric.bounds[0] < 0 and metric.family != "user":
+            raise ConfigError(
+                f"Alarm {rule.name!r} is confirmed against a share of the baseline, but {rule.metric} can be below 0. "
+                "Write `by` and `tolerate` in its own unit (by: 0.1), or evidence: screen."
             )
     if probes is not None:
         check_domains(rules, probes)

@@ -143,7 +143,8 @@ def _open_history(session: Session, path: Path, plan: Plan, step: int) -> None:
             _continue(session, path, plan, step)
     if session.monitor.history is None:  # History.create keeps what is there, whole or damaged, under another name
         fingerprint = session.probes.fingerprint
-        info = {"fingerprint": fingerprint, "measured": _measured(session, plan), "rules": dump_rules(plan.rules)}
+        info: dict[str, Any] = {"fingerprint": fingerprint, "measured": _measured(session, plan)}
+        info |= {"rules": dump_rules(plan.rules), "alarms": plan.rules.shared}
         with session.health.shield("disk", str(path)):
             session.monitor.history = History.create(path, probes=session.probes.probes, info=info)
 

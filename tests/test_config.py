@@ -187,7 +187,7 @@ def test_whatever_takes_a_probe_and_a_text_may_judge(quality):
 
 def test_no_alarms_and_no_sinks_and_one_completion():
     made = plan(Settings(alarms=[], sinks=[], k=1, metrics=["length", shouting]))
-    assert (made.rules, made.sinks) == ((), ())
+    assert (made.rules.rules, made.sinks) == ((), ())
     assert plan(Settings(metrics=[])).rules == ()
 
 
