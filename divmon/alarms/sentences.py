@@ -186,3 +186,32 @@ def details(rule: Rule, *, since: int, verdict: Verdict | None, share: Measureme
         found |= {"prompts": verdict.n, "informative": verdict.informative, "completions": verdict.completions}
         found |= {"attempt": verdict.attempt, "exact": verdict.exact, "draws": verdict.draws, **verdict.details}
     return {**found, "recommended": recommended(rule, since)}
+
+
+def evidence_lines(told: Mapping[str, Any]) -> list[str]:
+    """What `details` says, in lines for people. Its examples hold text of a model: escape them.
+
+    >>> evidence_lines({"promise": "None.", "p": 0.002, "level": 0.03, "estimate": 0.4, "low": 0.3, "high": 0.5,
+    ...                 "prompts": 24, "completions": 32, "left": 0.02})[0]
+    'Change by fresh draws: 0.4 (95 % interval 0.3 to 0.5); p = 0.002, held against 0.03; 0.02 of alpha left.'
+    """
+    lines = []
+    if told.get("p") is not None:
+        numbers = [f"{told['estimate']:.3g}" if told.get("estimate") is not None else "unknown"]
+        if told.get("low") is not None:
+            numbers.append(f"(95 % interval {told['low']:.3g} to {told['high']:.3g})")
+        tested = f"p = {_p(told['p'])}, held against {_p(told['level'])}; {_p(told['left'])} of alpha left"
+        lines.append(f"Change by fresh draws: {' '.join(numbers)}; {tested}.")
+        lines.append(f"{told['prompts']} prompts, {told['completions']} completions of each on either side.")
+    if told.get("promise"):
+        lines.append(f"Promise: {told['promise']}")
+    if told.get("convergence"):
+        lines.append(f"Benign or not: {told['convergence']}.")
+    lines += told.get("notes", ())
+    for example in told.get("examples", ()):
+        lines += ["", f"Prompt: {example['prompt']}"]
+        lines += [f"  baseline: {text}" for text in example["baseline"]]
+        lines += [f"  now: {text}" for text in example["now"]]
+    if told.get("recommended"):
+        lines += ["", str(told["recommended"])]
+    return lines
