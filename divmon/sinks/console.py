@@ -128,7 +128,7 @@ class ConsoleSink:
         if found.outcome == "confirmed" or (not found.attempt and said in self._explained):
             return
         self._explained.add(said)
-        spent = f" ({_short(found.left)} of alpha left)" if found.attempt else ""
+        spent = f" ({found.left:.2g} of alpha left)" if found.attempt else ""
         self._write(f"divmon  checked {text}{spent}")
 
     def close(self) -> None:
