@@ -82,11 +82,13 @@ class Evidence:
         verdict: The confirmation that it asked for, if one was had.
         why: Why none was had.
         narrowing: `narrowing_share` in its domain, where it is measured.
+        judged: Whether anything judges completions there.
     """
 
     verdict: Verdict | None = None
     why: str = NO_DRAW
     narrowing: Measurement | None = None
+    judged: bool = False
 
 
 def advance(
@@ -210,7 +212,8 @@ def _event(
     sure = rule.confirms and state in ("firing", "resolved")
     told: Mapping[str, Any] = {}
     if state == "firing" and evidence is not None:
-        told = details(rule, since=first, verdict=evidence.verdict, share=evidence.narrowing, n=measurement.n)
+        verdict, share, quality = evidence.verdict, evidence.narrowing, evidence.judged
+        told = details(rule, since=first, verdict=verdict, share=share, judged=quality, n=measurement.n)
     return AlarmEvent(
         step=measurement.step,
         alarm=rule.name,
@@ -309,12 +312,13 @@ class Alarms:
         order = list(self._order(domains))
         cells, events = dict(self._cells), dict[str, AlarmEvent | None]()
         quiet: dict[str, str] = {}
+        with_quality = {m.domain for m in measurements if "quality:" in m.signature and not math.isnan(m.value)}
         for key, rule, domain in order:
             nothing = Measurement(step, domain, rule.metric, math.nan, reason=f"no {rule.metric} was measured")
             now = found.get((domain, rule.metric), nothing)
             silence = self._silenced(rule, domain, step)
             verdict = answers.get((key, rule.claim)) if silence is None else None
-            evidence = Evidence(verdict, silence or NO_DRAW, found.get((domain, NARROWING)))
+            evidence = Evidence(verdict, silence or NO_DRAW, found.get((domain, NARROWING)), domain in with_quality)
             cells[key], events[key] = advance(rule, cells.get(key, Cell()), now, evidence)
             if silence is not None:
                 quiet[key] = "by a silence"

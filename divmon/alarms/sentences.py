@@ -148,8 +148,10 @@ def promise(rule: Rule, verdict: Verdict | None) -> str:
     return f"At most {alpha} of runs would confirm any alarm at any evaluation, {held}."
 
 
-def convergence(share: Measurement | None) -> str:
+def convergence(share: Measurement | None, *, judged: bool = False) -> str:
     """Whether a fall is one among good outputs too, from `narrowing_share` where it was measured.
+
+    `judged`: whether anything judges completions.
 
     >>> convergence(Measurement(4, "x", "narrowing_share", 0.1, 0.0, 0.2))
     'benign convergence'
@@ -157,7 +159,7 @@ def convergence(share: Measurement | None) -> str:
     'unknown: pass quality='
     """
     if share is None:
-        return "unknown: pass quality="
+        return "unknown: add narrowing_share to metrics=" if judged else "unknown: pass quality="
     if math.isnan(share.value):
         return f"unknown: {share.reason or 'narrowing_share has no value'}"
     if share.low < _HALF <= share.high:
@@ -175,11 +177,13 @@ def recommended(rule: Rule, since: int) -> str:
     return f"{text}, and lower the learning rate or raise the KL, entropy or data mix that keeps completions apart."
 
 
-def details(rule: Rule, *, since: int, verdict: Verdict | None, share: Measurement | None, n: int) -> Mapping[str, Any]:
+def details(
+    rule: Rule, *, since: int, verdict: Verdict | None, share: Measurement | None, judged: bool, n: int
+) -> Mapping[str, Any]:
     """What a firing alarm carries besides its sentence, in plain JSON types (null for NaN)."""
     found: dict[str, Any] = {"promise": promise(rule, verdict), "prompts": n}
     if rule.allowed is not None and rule.rule != "rise":
-        found["convergence"] = convergence(share)
+        found["convergence"] = convergence(share, judged=judged)
     if verdict is not None:
         numbers = {name: getattr(verdict, name) for name in ("p", "level", "estimate", "low", "high", "spent", "left")}
         found |= {name: None if math.isnan(value) else value for name, value in numbers.items()}

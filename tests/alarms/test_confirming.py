@@ -116,7 +116,7 @@ def test_a_real_fall_is_confirmed_and_acts(tmp_path):
         "At most 5 % of runs would confirm any alarm at any evaluation, had training changed nothing (with many "
         "prompts: nothing by more than 10 %)."
     )
-    assert told["convergence"] == "unknown: pass quality="
+    assert told["convergence"] == "unknown: add narrowing_share to metrics="
     assert told["notes"] == ["No encoder looked: this is the surface of the texts, not their meaning."]
     assert told["recommended"].startswith("Read the examples.")
     assert told["spent"] + told["left"] == pytest.approx(0.05)
@@ -324,6 +324,10 @@ def test_what_was_silenced_is_told_when_the_silence_ends():
 
 
 def test_the_verdict_on_quality_is_in_the_alert():
+    monitor, policy = started(None, [FALL], [UNIQUE, RIGHT]), Policy()
+    step(monitor, policy, 0)
+    told = step(monitor, policy, 1, words=4).events[0].details
+    assert told["convergence"] == "unknown: add narrowing_share to metrics="
     share = from_function(lambda texts: 0.9, name="narrowing_share")
     monitor, policy = started(None, [FALL], [UNIQUE, share]), Policy()
     step(monitor, policy, 0)
