@@ -194,18 +194,19 @@ def plan(settings: Settings) -> Plan:
     return Plan(settings, probes, metrics, rules, lenses, sinks, default_sinks="default" in named)
 
 
-def check_domains(rules: Iterable[Rule], probes: ProbeSet) -> None:
-    """Every domain a rule names must exist.
+def check_domains(rules: Iterable[Rule] | RuleSet, probes: ProbeSet) -> None:
+    """Every domain a rule or a silence names must exist.
 
     Raises:
         ConfigError: One does not; with a suggestion.
     """
-    for rule in rules:
-        if rule.domain is not None and rule.domain not in (*probes.domains, "all"):
-            raise ConfigError(
-                f"Alarm {rule.name!r} watches the domain {rule.domain!r}, which no probe has."
-                f"{suggest(rule.domain, probes.domains)}"
-            )
+    silences = rules.silences if isinstance(rules, RuleSet) else ()
+    named = [(f"Alarm {rule.name!r} watches", rule.domain) for rule in rules]
+    named += [(f"The silence of {silence.alarm!r} names", silence.domain) for silence in silences]
+    for what, domain in named:
+        if domain is not None and domain not in (*probes.domains, "all"):
+            hint = suggest(domain, probes.domains)
+            raise ConfigError(f"{what} the domain {domain!r}, which no probe has.{hint}")
 
 
 def _metrics(settings: Settings) -> tuple[Metric, ...]:

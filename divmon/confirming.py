@@ -34,6 +34,10 @@ BANK = "bank"
 NO_BANK = "no confirmation bank: it is drawn at the first evaluation only, and it is not there"
 
 
+class DrawFailed(SamplingError):
+    """Fresh completions could not be drawn, and whoever raises this has counted it."""
+
+
 class Draw(Protocol):
     """Draws fresh completions of the live policy, or raises."""
 
@@ -241,7 +245,7 @@ class Confirmations:
         return False
 
     def _failed(self, name: str, error: Exception) -> None:
-        if not isinstance(error, SamplingError):  # whoever raises that has counted it
+        if not isinstance(error, DrawFailed):
             self._health.failed("sampler", f"confirmation of {name}", error)
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 
-from divmon.errors import SamplingError
+from divmon.confirming import DrawFailed
 from divmon.health import Health
 from divmon.monitor import Monitor
 from divmon.probes import ProbeSet
@@ -98,12 +98,12 @@ class Session:
         """Fresh completions, drawn by every rank. Only rank 0 calls it.
 
         Raises:
-            SamplingError: A rank failed, which is counted.
+            DrawFailed: A rank failed, which is counted.
         """
         wanted = Wanted(ProbeSet(tuple(probes)), k, key)
         batch = self._collect(self.ranks.gather(self._sample(step, self.ranks.broadcast(wanted))), wanted.probes)
         if batch is None:
-            raise SamplingError("the sampler failed; see divmon/health/sampler_failures")
+            raise DrawFailed("the sampler failed; see divmon/health/sampler_failures")
         return batch
 
     def _serve(self, step: int) -> None:

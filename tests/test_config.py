@@ -303,6 +303,14 @@ def test_what_confirmations_may_cost(tmp_path) -> None:
             plan(Settings(alarms=[rule], **wrong))
 
 
+def test_a_silence_names_a_domain_that_exists() -> None:
+    silence = {"alarm": "narrow", "until": 9, "domain": "creativ"}
+    with pytest.raises(
+        ConfigError, match="The silence of 'narrow' names the domain 'creativ'.* Did you mean 'creative'"
+    ):
+        plan(Settings(probes="creative", alarms={"alarms": alarm(), "silences": [silence]}))
+
+
 def test_a_share_of_a_number_that_may_be_negative_is_not_confirmed() -> None:
     signed = replace(resolve("length"), name="signed", family="lexical", bounds=(-1.0, 1.0))
     rule = {"name": "fall", "metric": "signed", "rule": "drop", "by": "20%", "severity": "critical"}

@@ -1,83 +1,21 @@
 """Confirmations through the whole monitor, with a policy whose diversity is known."""
 
-import math
-import os
-import subprocess
-import sys
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from policies import FALL, NOISY, PROBES, RIGHT, UNIQUE, WARN, Policy, noise, plain, started, step
 
-from divmon.alarms import Rule, RuleSet, Silence, dump_rules, restore_rules
+from divmon.alarms import Rule, RuleSet, Silence, restore_rules
 from divmon.alarms.evidence import MIN_PAIRS
-from divmon.alarms.spending import Journal, level
+from divmon.alarms.spending import level
 from divmon.confirming import NO_BANK
 from divmon.errors import HistoryError
 from divmon.health import Health
 from divmon.history import History
-from divmon.metrics import METRICS, from_function
+from divmon.metrics import from_function
 from divmon.metrics.base import Metric, PerPrompt
-from divmon.monitor import Monitor, recheck, replay
-from divmon.records import Decoding, Probe, SampleBatch, to_json
-
-PROBES = tuple(Probe(f"p{i}", f"Write {i}.", "xy"[i % 2], gold=str(i)) for i in range(32))
-UNIQUE, FORMATS, RIGHT = METRICS["unique_fraction"], METRICS["format_dominance"], METRICS["pass_at_1"]
-
-
-def spread(texts):
-    """How many different texts there are."""
-    return float(len(set(texts)))
-
-
-WORDS = from_function(spread)
-FALL = Rule("fall", metric="unique_fraction", rule="drop", by="20%", severity="critical", then=("save", "stop"))
-TAKEN = Rule("taken", metric="format_dominance", domain="all", rule="rise", by=0.2, severity="critical", weight=2.0)
-WARN = Rule("warn", metric="unique_fraction", rule="drop", by="15%")
-
-
-class Policy:
-    """Writes one of `words` words, more often as a list the fewer there are."""
-
-    def __init__(self, words=40, seed=0):
-        self.words, self.seed, self.asked, self.fails = words, seed, [], False
-
-    def draw(self, probes, *, k, key):
-        self.asked.append((len(probes), k, key))
-        if self.fails:
-            raise RuntimeError("out of memory")
-        texts = []
-        for probe in probes:
-            rng = np.random.default_rng([key % 2**32, int(probe.id[1:]), self.words, self.seed])
-            listed = rng.random(k) > self.words / 80
-            words = rng.integers(0, self.words, k)
-            texts.append(tuple(f"- w{w}\n- b" if flag else f"w{w}" for w, flag in zip(words, listed, strict=True)))
-        return SampleBatch(0, tuple(probes), tuple(texts), decoding=Decoding(key=key))
-
-    def batch(self, step, probes=PROBES, k=8):
-        """The batch of an evaluation: its key is always the same."""
-        return replace(self.draw(probes, k=k, key=0), step=step)
-
-
-def started(path, rules=(FALL, TAKEN, WARN), metrics=(UNIQUE, FORMATS, RIGHT), **more):
-    rules = RuleSet.of(rules)
-    history = None
-    if path is not None:
-        info = {"rules": dump_rules(rules), "alarms": rules.shared}
-        history = History.create(path, probes=PROBES, info=info)
-    return Monitor(metrics, rules=rules, history=history, intervals=False, **more)
-
-
-def step(monitor, policy, i, words=None, probes=PROBES):
-    policy.words = words or policy.words
-    return monitor.observe(policy.batch(i, probes), draw=policy.draw)
-
-
-def plain(records):
-    return [repr(to_json(record)) for record in records]
+from divmon.monitor import recheck, replay
 
 
 def test_a_real_fall_is_confirmed_and_acts(tmp_path):
@@ -158,25 +96,6 @@ def test_new_rules_on_an_old_run_are_screened_unconfirmed(tmp_path):
     assert event.details == {}
     same = replace(FALL, name="fall", clear_for=9)  # asks the same question
     assert [e.state for e in replay(History.read(tmp_path), [same])] == ["firing", "firing"]
-
-
-NOISY = Rule(
-    "noisy", metric="unique_fraction", domain="x", rule="drop", by=1e-9, tolerate=0.0, severity="critical", clear_for=1
-)
-
-
-def noise(monitor, policy, steps, *, words=40):
-    """The policy of the baseline, each time with other noise in the evaluation."""
-    seen = []
-    for i in steps:
-        policy.seed = i
-        batch = policy.batch(i)
-        if i:  # a little below the baseline, so that the screen is always hit
-            texts = tuple(tuple("same" if j < 2 else text for j, text in enumerate(row)) for row in batch.texts)
-            batch = replace(batch, texts=texts)
-        policy.seed = 0
-        seen.append(monitor.observe(batch, draw=policy.draw))
-    return seen
 
 
 def test_noise_is_not_confirmed_and_the_cell_waits_longer_each_time(tmp_path):
@@ -332,134 +251,3 @@ def test_the_verdict_on_quality_is_in_the_alert():
     monitor, policy = started(None, [FALL], [UNIQUE, share]), Policy()
     step(monitor, policy, 0)
     assert step(monitor, policy, 1, words=4).events[0].details["convergence"] == "narrowing among good outputs"
-
-
-series = st.lists(st.sampled_from([40, 40, 30, 12, 4]), min_size=1, max_size=9)
-
-
-@given(series, st.sets(st.integers(1, 8)), st.integers(0, 8), st.sampled_from([1, 3, 8]))
-@settings(deadline=None, max_examples=25)
-def test_live_equals_replay_and_a_resumed_run_the_uninterrupted_one(tmp_path_factory, words, failing, cut, cap):
-    path, cut = tmp_path_factory.mktemp("runs"), min(cut, len(words))
-    rules = RuleSet((FALL, NOISY, WARN), confirmations=cap, silences=(Silence("fall", until=2, domain="y"),))
-
-    def run(monitor, numbers):
-        seen = []
-        for i in numbers:
-            policy = Policy(words[i], seed=i)
-            batch = policy.batch(i)
-            policy.fails = i in failing
-            seen.append(monitor.observe(batch, draw=policy.draw))
-        return seen
-
-    live = run(started(path / "whole", rules), range(len(words)))
-    whole = History.read(path / "whole")
-    assert plain(whole.events()) == plain(e for s in live for e in s.events)
-    again = RuleSet.restore(restore_rules(whole.info["rules"]), whole.info["alarms"])
-    assert again == rules
-    assert plain(replay(whole, again)) == plain(whole.events())
-    assert plain(replay(whole, again.rules)) == plain(whole.events())
-
-    run(started(path / "part", rules), range(cut))
-    resumed = started(None, rules)
-    resumed.resume(History.read(path / "part"))
-    rest = run(resumed, range(cut, len(words)))
-    for one, two in zip(rest, live[cut:], strict=True):
-        assert plain(one.verdicts) == plain(two.verdicts)
-        assert plain(one.events) == plain(two.events)
-        assert one.states == two.states
-        assert one.actions == two.actions
-    assert Journal(path / "part" / "confirmations" / "spent.jsonl").spent <= 0.05
-
-
-def test_a_branch_that_was_given_up_has_spent_what_it_spent(tmp_path):
-    monitor, policy = started(tmp_path, [NOISY]), Policy()
-    noise(monitor, policy, range(6))
-    assert monitor.confirming.journal.attempts("noisy/x") == 2
-    history = History.read(tmp_path)
-    history.rewind(0)
-    resumed = started(None, [NOISY])
-    resumed.resume(history)
-    seen = noise(resumed, policy, range(1, 3))
-    assert [v.attempt for s in seen for v in s.verdicts] == [3]
-    assert seen[0].verdicts[0].spent == pytest.approx(sum(level(0.05, j) for j in (1, 2, 3)))
-    assert len({key for _, _, key in policy.asked}) == 1 + 1 + 3  # no key is ever used twice
-    assert len(recheck(History.read(tmp_path), metrics=monitor.metrics)) == 3
-
-
-def test_without_its_bank_a_resumed_run_confirms_nothing(tmp_path):
-    monitor, policy = started(tmp_path), Policy()
-    step(monitor, policy, 0)
-    (tmp_path / "confirmations" / "bank.jsonl").unlink()
-    resumed = started(None)
-    resumed.resume(History.read(tmp_path))
-    seen = step(resumed, policy, 1, words=4)
-    assert {v.reason for v in seen.verdicts} == {NO_BANK}
-    assert resumed.confirming.journal.entries == []
-
-
-def test_another_name_does_not_refill_alpha(tmp_path):
-    monitor, policy = started(tmp_path, [NOISY]), Policy()
-    noise(monitor, policy, range(2))
-    for entry in range(12):
-        resumed = started(None, RuleSet((replace(NOISY, name=f"other{entry}"),), confirmations=99))
-        resumed.resume(History.read(tmp_path))
-        noise(resumed, policy, [2 + entry])
-    journal = Journal(tmp_path / "confirmations" / "spent.jsonl")
-    assert journal.spent <= 0.05
-    assert len(journal.entries) == 1  # a first confirmation costs more than what is left
-    assert "out of alpha" in [v.reason for e in History.read(tmp_path).evaluations for v in e.verdicts][-1]
-
-
-KILLED = """
-import importlib.util, os, sys
-from pathlib import Path
-spec = importlib.util.spec_from_file_location("confirming", sys.argv[1])
-module = importlib.util.module_from_spec(spec); spec.loader.exec_module(module)
-module.killed(Path(sys.argv[2]), sys.argv[3])
-"""
-
-
-def killed(path, where):
-    """A child: resumes or starts the run at `path`, and dies at `where`."""
-    policy = Policy()
-    if (path / "run.json").exists():
-        history = History.read(path)
-        monitor = started(None, [NOISY])
-        monitor.resume(history)
-    else:
-        monitor, history = started(path, [NOISY]), None
-        noise(monitor, policy, [0])
-    draw, spend = policy.draw, Journal.spend
-
-    def dying(*args, **kwargs):
-        if where == "draw" and kwargs.get("k", 0) > 8:
-            os._exit(9)
-        return draw(*args, **kwargs)
-
-    policy.draw = dying
-    if where == "before":
-        Journal.spend = lambda *args, **kwargs: os._exit(9)
-    if where == "after":
-        Journal.spend = lambda *args, **kwargs: (spend(*args, **kwargs), os._exit(9))
-    if where == "record":
-        History.append = lambda *args: os._exit(9)
-    noise(monitor, policy, [(history.last_step if history else 0) + 1])
-    os._exit(0)
-
-
-@pytest.mark.parametrize(("where", "spent"), [("before", 1), ("after", 4), ("draw", 4), ("record", 4)])
-def test_a_confirmation_that_is_killed_is_neither_lost_nor_spent_twice(tmp_path, where, spent):
-    """Three deaths at the same evaluation, then one that goes well."""
-    path = tmp_path / "run"
-    for ending in (where, where, where, "nowhere"):
-        done = subprocess.run([sys.executable, "-c", KILLED, str(Path(__file__)), str(path), ending], check=False)
-        assert done.returncode == (0 if ending == "nowhere" else 9)
-    entries = Journal(path / "confirmations" / "spent.jsonl").entries
-    assert [entry.attempt for entry in entries] == list(range(1, spent + 1))
-    history = History.read(path)
-    [verdict] = history.evaluations[-1].verdicts
-    assert verdict.attempt == spent
-    assert verdict.level == pytest.approx(level(0.05, spent))
-    assert plain(replay(history, [NOISY])) == plain(history.events())
-    assert not math.isnan(verdict.p)

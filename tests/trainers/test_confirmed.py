@@ -34,7 +34,10 @@ def test_a_policy_that_moves_is_confirmed_and_recomputable(tiny: Any, tmp_path: 
     assert divmon.replay(history, restore_rules(history.info["rules"])) == list(history.events())
     bank = history.kept("bank")
     assert {len(row) for row in bank.texts} == {12}
-    assert bank.decoding and bank.decoding.key != history.batch(0).decoding.key  # type: ignore[union-attr]
+    evaluated = history.batch(0)
+    assert bank.decoding
+    assert evaluated.decoding
+    assert bank.decoding.key != evaluated.decoding.key
     pairs = recheck(history)
     assert [repr(a) for a, _ in pairs] == [repr(b) for _, b in pairs]
     assert len(pairs) == sum(v.p == v.p for v in verdicts) > 0
