@@ -17,12 +17,14 @@ import numpy as np
 
 from divmon.alarms import Rule
 from divmon.alarms.evidence import SwapTest, beyond_margin, confirm_mean, confirm_pooled
+from divmon.alarms.sentences import NO_ENCODER
 from divmon.metrics.base import Metric, MetricContext, PerPrompt, Result, evaluate
 from divmon.records import SampleBatch, Verdict, to_json
 
 EXAMPLES, TEXTS = 3, 2  # prompts shown, and completions of each on either side
 PROMPT, CUT = 300, 400  # characters of a prompt and of a completion
 _SURFACE = ("lexical", "compression", "syntax")
+_NEAR = 1e-3  # an encoder rounds a little differently in another batch
 _COLUMNS = ("texts", "token_ids", "finished", "logprobs", "entropies", "rewards")
 
 
@@ -102,17 +104,17 @@ def _same(whole: Result, alone: Result, rows: np.ndarray) -> bool:
     if isinstance(whole, PerPrompt) or isinstance(alone, PerPrompt):
         if not (isinstance(whole, PerPrompt) and isinstance(alone, PerPrompt)):
             return False
-        return bool(np.allclose(whole.values[rows], alone.values, rtol=1e-6, atol=1e-9, equal_nan=True))
+        return bool(np.allclose(whole.values[rows], alone.values, rtol=_NEAR, atol=_NEAR, equal_nan=True))
     with np.errstate(divide="ignore", invalid="ignore"):
         values = float(whole.combine(whole.parts[rows])), float(alone.combine(alone.parts))
-    return math.isclose(*values, rel_tol=1e-6, abs_tol=1e-9) or all(map(math.isnan, values))
+    return math.isclose(*values, rel_tol=_NEAR, abs_tol=_NEAR) or all(map(math.isnan, values))
 
 
 def _notes(metric: Metric) -> list[str]:
     """What a reader must know about the lens."""
     notes = []
     if (metric.family in _SURFACE or metric.name == "tfidf_distance") and "encoder" not in metric.needs:
-        notes.append("No encoder looked: this is the surface of the texts, not their meaning.")
+        notes.append(NO_ENCODER)
     if "quality" in metric.needs:
         notes.append("Prompts are selected: only those with enough judged or good completions on both sides count.")
     return notes

@@ -306,7 +306,7 @@ def test_what_confirmations_may_cost(tmp_path) -> None:
 def test_a_silence_names_a_domain_that_exists() -> None:
     silence = {"alarm": "narrow", "until": 9, "domain": "creativ"}
     with pytest.raises(
-        ConfigError, match="The silence of 'narrow' names the domain 'creativ'.* Did you mean 'creative'"
+        ConfigError, match=r"The silence of 'narrow' names the domain 'creativ'.* Did you mean 'creative'"
     ):
         plan(Settings(probes="creative", alarms={"alarms": alarm(), "silences": [silence]}))
 

@@ -13,9 +13,11 @@ from divmon.records import OVERALL, Measurement, Verdict
 
 UNCONFIRMED = "(unconfirmed)"  # a screen against one noisy baseline: no error rate is promised
 
+NO_ENCODER = "No encoder looked: this is the surface of the texts, not their meaning."
 NO_DRAW = "screened, unconfirmed: nothing was drawn to confirm it"
 _HELD = re.compile(r", \d+ evaluations? in a row(?=$|[.;,])")
 _BENIGN, _NARROWING = "benign convergence", "narrowing among good outputs"
+_SURFACE = re.compile(r"tfidf_distance|self_bleu|unique_fraction|distinct_\w+|opening_dominance|compression_ratio")
 _HALF = 0.5  # of the fall: from there on, a fall is one among good outputs
 
 
@@ -184,6 +186,8 @@ def details(
     found: dict[str, Any] = {"promise": promise(rule, verdict), "prompts": n}
     if rule.allowed is not None and rule.rule != "rise":
         found["convergence"] = convergence(share, judged=judged)
+    if _SURFACE.fullmatch(rule.metric):
+        found["notes"] = [NO_ENCODER]
     if verdict is not None:
         numbers = {name: getattr(verdict, name) for name in ("p", "level", "estimate", "low", "high", "spent", "left")}
         found |= {name: None if math.isnan(value) else value for name, value in numbers.items()}

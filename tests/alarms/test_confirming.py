@@ -251,3 +251,14 @@ def test_the_verdict_on_quality_is_in_the_alert():
     monitor, policy = started(None, [FALL], [UNIQUE, share]), Policy()
     step(monitor, policy, 0)
     assert step(monitor, policy, 1, words=4).events[0].details["convergence"] == "narrowing among good outputs"
+
+
+def test_a_warning_carries_what_the_fold_knows():
+    monitor, policy = started(None, [replace(WARN, for_=1)]), Policy()
+    step(monitor, policy, 0)
+    told = step(monitor, policy, 1, words=4).events[0].details
+    assert told["promise"] == "None: a screen against one noisy baseline, at every evaluation."
+    assert told["notes"] == ["No encoder looked: this is the surface of the texts, not their meaning."]
+    assert told["prompts"] == 16
+    assert "p" not in told
+    assert "examples" not in told
