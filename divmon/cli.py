@@ -10,13 +10,15 @@ from pathlib import Path
 from typing import Any
 
 from divmon.errors import ConfigError, DivmonError, HistoryError
+from divmon.rulebook.options import add_replay, add_rules
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command.
 
     Returns:
-        The exit status: 0, or 2 when the user has to change something.
+        The exit status: 0; 1 when what was asked for is not so (`rules test`, `rules check --strict`); 2 when the
+        user has to change something.
     """
     args = _parser().parse_args(argv)
     try:
@@ -47,6 +49,9 @@ def _parser() -> argparse.ArgumentParser:
     report.add_argument("other", type=Path, metavar="RUN2", nargs="?", help="a second run to set beside it")
     report.add_argument("--out", type=Path, help="the file to write (default: report.html in RUN)")
     report.set_defaults(run=_report)
+
+    add_rules(commands)
+    add_replay(commands)
 
     protocols = commands.add_parser("protocols", help="list the protocols of the literature that measure knows")
     protocols.set_defaults(run=_protocols)

@@ -6,13 +6,13 @@ import inspect
 import math
 import pkgutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, TypedDict
 
 import yaml
 
-from divmon.alarms import Rule, default_rules, load_rules
+from divmon.alarms import Rule, RuleSet, default_rules, load_ruleset
 from divmon.errors import ConfigError, suggest
 from divmon.metrics import METRICS, default_metrics, resolve
 from divmon.metrics.base import Judges, Metric
@@ -40,6 +40,9 @@ class SettingsKwargs(TypedDict, total=False):
     seed: int
     metrics: Sequence[Any] | None
     alarms: Any
+    alpha: float | None
+    confirmations: int | None
+    confirm_k: int | None
     quality: Any
     correct_at: float
     formats: Any
@@ -71,6 +74,9 @@ class Settings:
             default set. None: that set.
         alarms: A YAML file, a list of rules or mappings, instead of the default rules; ``[]`` for none. None: the
             default rules, which only warn.
+        alpha: Chance, for the whole run, that any confirmed alarm is false. None: what the alarm file says, else 0.05.
+        confirmations: How many confirmations a run may draw. None: what the alarm file says, else 8.
+        confirm_k: Completions a prompt that a confirmation draws. None: four times `k`.
         quality: ``(probe, completion) -> float``, or ``"rewards"`` to call the trainer's reward functions. None: gold
             answers of the probes, where there are any (`probe.gold` is a string, or None).
         correct_at: A completion is correct (good enough) from this quality on.
@@ -105,6 +111,9 @@ class Settings:
     seed: int = 0
     metrics: Sequence[Any] | None = None
     alarms: Any = None
+    alpha: float | None = None
+    confirmations: int | None = None
+    confirm_k: int | None = None
     quality: Any = None
     correct_at: float = 0.5
     formats: Any = None
@@ -174,7 +183,7 @@ class Plan:
     settings: Settings
     probes: ProbeSet | None
     metrics: tuple[Metric, ...]
-    rules: tuple[Rule, ...]
+    rules: RuleSet
     lenses: Lenses
     sinks: tuple[Sink, ...]
     default_sinks: bool = True
@@ -196,18 +205,19 @@ def plan(settings: Settings) -> Plan:
     return Plan(settings, probes, metrics, rules, lenses, sinks, default_sinks="default" in named)
 
 
-def check_domains(rules: Iterable[Rule], probes: ProbeSet) -> None:
-    """Every domain a rule names must exist.
+def check_domains(rules: Iterable[Rule] | RuleSet, probes: ProbeSet) -> None:
+    """Every domain a rule or a silence names must exist.
 
     Raises:
         ConfigError: One does not; with a suggestion.
     """
-    for rule in rules:
-        if rule.domain is not None and rule.domain not in (*probes.domains, "all"):
-            raise ConfigError(
-                f"Alarm {rule.name!r} watches the domain {rule.domain!r}, which no probe has."
-                f"{suggest(rule.domain, probes.domains)}"
-            )
+    silences = rules.silences if isinstance(rules, RuleSet) else ()
+    named = [(f"Alarm {rule.name!r} watches", rule.domain) for rule in rules]
+    named += [(f"The silence of {silence.alarm!r} names", silence.domain) for silence in silences]
+    for what, domain in named:
+        if domain is not None and domain not in (*probes.domains, "all"):
+            hint = suggest(domain, probes.domains)
+            raise ConfigError(f"{what} the domain {domain!r}, which no probe has.{hint}")
 
 
 def _metrics(settings: Settings) -> tuple[Metric, ...]:
@@ -253,16 +263,24 @@ def _check_lenses(metric: Metric, settings: Settings) -> None:
         )
 
 
-def _rules(settings: Settings, metrics: Sequence[Metric], probes: ProbeSet | None) -> tuple[Rule, ...]:
-    measured = {metric.name for metric in metrics}
+def _rules(settings: Settings, metrics: Sequence[Metric], probes: ProbeSet | None) -> RuleSet:
+    measured = {metric.name: metric for metric in metrics}
+    given = {key: getattr(settings, key) for key in ("alpha", "confirmations", "confirm_k")}
+    given = {key: value for key, value in given.items() if value is not None}
     if settings.alarms is None:
-        return default_rules(measured)
-    rules = load_rules(settings.alarms, known_metrics={*METRICS, *measured})
+        return RuleSet(default_rules(measured), **given)
+    rules = replace(load_ruleset(settings.alarms, known_metrics={*METRICS, *measured}), **given)
     for rule in rules:
         if rule.metric not in measured:
             raise ConfigError(
                 f"Alarm {rule.name!r} watches {rule.metric!r}, which is not measured. Add it to metrics= (measured "
                 f"now: {', '.join(sorted(measured))})."
+            )
+        metric = measured[rule.metric]
+        if rule.confirms and rule.margin.relative and metric.bounds[0] < 0 and metric.family != "user":
+            raise ConfigError(
+                f"Alarm {rule.name!r} is confirmed against a share of the baseline, but {rule.metric} can be below 0. "
+                "Write `by` and `tolerate` in its own unit (by: 0.1), or evidence: screen."
             )
     if probes is not None:
         check_domains(rules, probes)

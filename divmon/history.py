@@ -6,6 +6,7 @@
     RUN/probes.jsonl             the prompts
     RUN/history.jsonl            one line an evaluation: measurements, events, health
     RUN/completions/00000040.jsonl   the completions of step 40, one line a prompt
+    RUN/confirmations/   what confirmations drew: the bank, the fresh completions of each, and what they have spent
 
 An evaluation exists once its line in history.jsonl ends with a newline; its completions are on disk before that. A
 process killed at any byte therefore loses at most the evaluation it was writing. One process writes a run at a time.
@@ -30,11 +31,13 @@ from divmon.records import (
     Measurement,
     Probe,
     SampleBatch,
+    Verdict,
     as_messages,
     event_from_json,
     float_from_json,
     measurement_from_json,
     to_json,
+    verdict_from_json,
 )
 
 FORMAT = 1
@@ -50,6 +53,7 @@ class Evaluation:
     measurements: tuple[Measurement, ...]
     events: tuple[AlarmEvent, ...] = ()
     health: Mapping[str, float] = field(default_factory=dict)
+    verdicts: tuple[Verdict, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -269,9 +273,32 @@ class History:
             HistoryError: None were recorded at that step, or the file is damaged.
         """
         path = self._completions(step)
-        rows = _read_lines(path, dict)
         if not path.exists():
             raise HistoryError(f"No completions were recorded at step {step} in {self.path}.")
+        return self._batch(path)
+
+    @property
+    def confirmations(self) -> Path:
+        """The folder of what confirmations drew and spent."""
+        return self.path / "confirmations"
+
+    def keep(self, name: str, batch: SampleBatch) -> None:
+        """Write the completions that a confirmation drew, under `name`."""
+        _write_whole(self.confirmations / f"{name}.jsonl", "".join(_dumps(row) + "\n" for row in _batch_rows(batch)))
+
+    def kept(self, name: str) -> SampleBatch:
+        """The completions that `keep` wrote.
+
+        Raises:
+            HistoryError: There are none of that name, or the file is damaged.
+        """
+        path = self.confirmations / f"{name}.jsonl"
+        if not path.exists():
+            raise HistoryError(f"There is no {path}.")
+        return self._batch(path)
+
+    def _batch(self, path: Path) -> SampleBatch:
+        rows = _read_lines(path, dict)
         try:
             return _batch_from_rows(rows, self.probes)
         except (ValueError, KeyError, TypeError, IndexError) as error:
@@ -302,6 +329,7 @@ def _evaluation_from_json(row: Mapping[str, Any]) -> Evaluation:
         measurements=tuple(measurement_from_json(m) for m in row["measurements"]),
         events=tuple(event_from_json(e) for e in row.get("events", ())),
         health={name: float_from_json(value) for name, value in row.get("health", {}).items()},
+        verdicts=tuple(verdict_from_json(v) for v in row.get("verdicts", ())),
     )
 
 

@@ -10,7 +10,9 @@ from functools import partial
 
 import numpy as np
 
-from divmon.alarms import Alarms, Rule
+from divmon.alarms import Alarms, Rule, RuleSet, restore_rules
+from divmon.confirming import Confirmations, Draw
+from divmon.errors import HistoryError
 from divmon.health import Health
 from divmon.history import Evaluation, History
 from divmon.metrics import default_metrics
@@ -27,7 +29,7 @@ from divmon.metrics.base import (
 )
 from divmon.metrics.quality import Quality, judge
 from divmon.mitigations import decide
-from divmon.records import OVERALL, Action, AlarmEvent, Measurement, Observation, SampleBatch
+from divmon.records import OVERALL, Action, AlarmEvent, Measurement, Observation, SampleBatch, Verdict
 from divmon.uncertainty import mean_interval, pooled_interval
 
 
@@ -81,7 +83,8 @@ class Monitor:
 
     Args:
         metrics: What to measure; None measures all that can be.
-        rules: What to watch. Rules on metrics that are not measured stay unknown.
+        rules: What to watch, with its budget when it is a `RuleSet`. Rules on metrics that are not measured stay
+            unknown.
         lenses: Quality, encoder and format classifier.
         history: Where to record; None keeps nothing on disk.
         health: Where failures are counted.
@@ -97,7 +100,7 @@ class Monitor:
         self,
         metrics: Sequence[Metric] | None = None,
         *,
-        rules: Iterable[Rule] = (),
+        rules: Iterable[Rule] | RuleSet = (),
         lenses: Lenses | None = None,
         history: History | None = None,
         health: Health | None = None,
@@ -107,17 +110,22 @@ class Monitor:
     ) -> None:
         self.lenses = lenses or Lenses()
         self.metrics = default_metrics(**self.lenses.given) if metrics is None else tuple(metrics)
-        self.rules = tuple(rules)
+        self.rules = RuleSet.of(rules)
         self.history = history
         self.health = health or Health()
         self.keep_completions = keep_completions
         self.intervals = intervals
         self.keep_logprobs = keep_logprobs
         self.alarms = Alarms(self.rules)
+        self.confirming: Confirmations | None = None
+        if self.rules.confirms:
+            self.confirming = Confirmations(self.rules, self.metrics, context=self._context, health=self.health)
         self._baseline: MetricContext | None = None
         self._last: tuple[Measurement, ...] = ()
 
-    def observe(self, batch: SampleBatch, *, health: Mapping[str, float] | None = None) -> Observation:
+    def observe(
+        self, batch: SampleBatch, *, health: Mapping[str, float] | None = None, draw: Draw | None = None
+    ) -> Observation:
         """Measure `batch`, advance the alarms, record both.
 
         A metric that fails gives NaN with the reason; a disk that fails is retried with the next evaluation. Neither
@@ -126,17 +134,31 @@ class Monitor:
         Args:
             batch: Completions at one step.
             health: More timings and counters to record with it.
+            draw: Draws fresh completions of the policy, for confirmations. Without it, alarms that must be confirmed do
+                not fire.
         """
-        start = time.perf_counter()
+        start, first = time.perf_counter(), self._baseline is None
         context = self._context(batch)
         measurements = tuple(m for metric in self.metrics for m in self._measure(metric, context))
-        events = tuple(self.alarms.observe(batch.step, measurements))
+        verdicts, more = self._confirm(batch, measurements, draw, first=first)
+        events = tuple(self.alarms.observe(batch.step, measurements, verdicts))
         actions = self._decide(events, measurements)
-        row = {**(health or {}), **self.health.row(), "measure_seconds": time.perf_counter() - start}
+        spent = time.perf_counter() - start - more.get("confirm_seconds", 0.0)
+        row = {**(health or {}), **self.health.row(), **more, "measure_seconds": spent}
         self._last = measurements
-        self._record(Evaluation(batch.step, measurements, events, row), batch)
+        self._record(Evaluation(batch.step, measurements, events, row, verdicts), batch)
         states, baseline = dict(self.alarms.states), context.reference.batch
-        return Observation(batch.step, measurements, events, actions, states, row, batch, baseline)
+        return Observation(batch.step, measurements, events, actions, states, row, batch, baseline, verdicts)
+
+    def _confirm(
+        self, batch: SampleBatch, measurements: Sequence[Measurement], draw: Draw | None, *, first: bool
+    ) -> tuple[tuple[Verdict, ...], dict[str, float]]:
+        """What fresh draws say to the alarms that ask, and the row of it for `divmon/health`."""
+        if self.confirming is None:
+            return (), {}
+        self.confirming.history = self.history
+        asked = self.alarms.asks(batch.step, measurements)
+        return self.confirming.observe(batch, asked, draw, first=first), self.confirming.row
 
     def missed(self, step: int, *, health: Mapping[str, float] | None = None) -> Observation:
         """Record that there were no completions at `step`: every series gets NaN with the reason."""
@@ -160,7 +182,7 @@ class Monitor:
             self._context(history.batch(measured[0].step))
             self._last = measured[-1].measurements
         for evaluation in history.evaluations:
-            self.alarms.observe(evaluation.step, evaluation.measurements)
+            self.alarms.observe(evaluation.step, evaluation.measurements, evaluation.verdicts)
         self.history = history
 
     def _decide(self, events: Sequence[AlarmEvent], measurements: Sequence[Measurement]) -> tuple[Action, ...]:
@@ -240,7 +262,41 @@ def summarise(result: Result, rows: np.ndarray, *, intervals: bool = True) -> Me
     return replace(measured, values=tuple(map(float, values)))
 
 
-def replay(history: History, rules: Iterable[Rule]) -> list[AlarmEvent]:
-    """The events `rules` give on a recorded run. With the rules of the run they are those raised live, bit for bit."""
-    alarms = Alarms(tuple(rules))
-    return [event for e in history.evaluations for event in alarms.observe(e.step, e.measurements)]
+def replay(history: History, rules: Iterable[Rule] | RuleSet) -> list[AlarmEvent]:
+    """The events `rules` give on a recorded run. With the rules of the run they are those raised live, bit for bit.
+
+    Recorded confirmations answer the same questions; where none was recorded, a rule that must be confirmed stays
+    pending. Silences are those of `rules`, or of the run when they come without any.
+    """
+    if not isinstance(rules, RuleSet):
+        rules = RuleSet.restore(rules, history.info.get("alarms"))
+    alarms = Alarms(rules)
+    return [event for e in history.evaluations for event in alarms.observe(e.step, e.measurements, e.verdicts)]
+
+
+def recheck(
+    history: History, *, metrics: Sequence[Metric] | None = None, lenses: Lenses | None = None
+) -> list[tuple[Verdict, Verdict]]:
+    """Every recorded confirmation beside what its completions on disk say now, those of given-up branches included.
+
+    Args:
+        history: A recorded run.
+        metrics: As the run was measured; None: the default ones.
+        lenses: As in the run: quality, encoder, formats.
+
+    Raises:
+        HistoryError: Completions are missing.
+    """
+    rules = RuleSet.restore(restore_rules(history.info.get("rules", ())), history.info.get("alarms"))
+    monitor = Monitor(metrics, rules=rules, lenses=lenses)
+    known = {rule.claim + rule.name: rule for rule in rules}
+    evaluations = [*history.evaluations, *history.superseded]
+    verdicts = [v for e in evaluations for v in e.verdicts if not math.isnan(v.p)]
+    if not verdicts or monitor.confirming is None:
+        return []
+    first = min(evaluation.step for evaluation in evaluations if evaluation.measurements)
+    monitor._context(history.batch(first))
+    monitor.confirming.history = history
+    if lost := [v.key for v in verdicts if v.tested + v.alarm not in known]:
+        raise HistoryError(f"The rule of the confirmation of {lost[0]} is not among the recorded ones.")
+    return [(v, monitor.confirming.retest(v, known[v.tested + v.alarm])) for v in verdicts]

@@ -12,6 +12,7 @@ from typing import Any
 from divmon import compat, rollouts
 from divmon.alarms import dump_rules
 from divmon.config import EVALUATIONS, LENGTH_CAP, OWN_DOMAIN, OWN_PROBES, Plan, check_domains
+from divmon.confirming import FACTOR
 from divmon.errors import ProbeError
 from divmon.health import Health
 from divmon.history import History
@@ -143,7 +144,8 @@ def _open_history(session: Session, path: Path, plan: Plan, step: int) -> None:
             _continue(session, path, plan, step)
     if session.monitor.history is None:  # History.create keeps what is there, whole or damaged, under another name
         fingerprint = session.probes.fingerprint
-        info = {"fingerprint": fingerprint, "measured": _measured(session, plan), "rules": dump_rules(plan.rules)}
+        info: dict[str, Any] = {"fingerprint": fingerprint, "measured": _measured(session, plan)}
+        info |= {"rules": dump_rules(plan.rules), "alarms": plan.rules.shared}
         with session.health.shield("disk", str(path)):
             session.monitor.history = History.create(path, probes=session.probes.probes, info=info)
 
@@ -183,6 +185,12 @@ def _announce(session: Session, plan: Plan, trainer: Any) -> None:
         f"{session.decoding.max_new_tokens} tokens, temperature {session.decoding.temperature:g}, "
         f"every {session.every} steps{shared}; history in {history.path if history else 'memory only'}"
     ]
+    if plan.rules.confirms:
+        k = plan.rules.confirm_k or FACTOR * plan.settings.k
+        lines.append(
+            f"       alarms are confirmed: {k} completions a prompt are drawn now, and {k} at each confirmation "
+            f"(at most {plan.rules.confirmations}); false alarms in at most {100 * plan.rules.alpha:g} % of runs"
+        )
     if any(probe.token_ids for probe in session.probes) and not compat.own_loop(trainer):
         lines.append(
             "       the data names no prompts, so the beginnings of its texts are probed; probes=[...] is better"

@@ -18,6 +18,7 @@ Prompt = str | tuple[Message, ...]
 Severity = Literal["info", "warning", "critical"]
 Source = Literal["probe", "rollout", "file"]
 State = Literal["unknown", "inactive", "pending", "firing"]
+Outcome = Literal["confirmed", "refuted", "unknown"]
 OVERALL = "all"  # the domain name of a number taken over every domain
 ACTIONS = ("warn", "save", "stop")  # the actions a rule may name; each is one kind of `Action`
 
@@ -182,13 +183,16 @@ class AlarmEvent:
         alarm: The rule's name.
         domain: The cell of the rule.
         metric: What it watches.
-        state: "pending", "firing", "resolved" (back to inactive) or "inactive" (a pending one that cleared).
+        state: "pending", "firing", "resolved" (back to inactive), "inactive" (a pending one that cleared) or "unknown"
+            (a confirmation could not be had).
         severity: Of the rule.
         value: The value that caused the change.
         baseline: What it was compared with (NaN for absolute rules).
-        evidence: "screen" (unconfirmed) or "confirm".
+        evidence: "screen" (unconfirmed) or "confirm" (fresh draws confirmed it).
         actions: What the rule asks for, in order; empty unless the state is "firing".
         message: One sentence for people.
+        details: What stands behind it, in plain JSON types: the confirmation's numbers, what is promised, examples of
+            completions side by side (text of a model: escape it), what to do.
     """
 
     step: int
@@ -202,6 +206,61 @@ class AlarmEvent:
     evidence: str = "screen"
     actions: tuple[str, ...] = ()
     message: str = ""
+    details: Mapping[str, Any] = field(default_factory=dict, hash=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """The answer to a screened alarm that asked for a confirmation.
+
+    Attributes:
+        step: When it was asked.
+        alarm: The rule's name.
+        domain: The cell of the rule.
+        tested: What was tested (`Rule.claim`): the answer to another question is no answer.
+        outcome: "confirmed", "refuted" or "unknown".
+        reason: Why it is unknown; None when it is not.
+        attempt: Which confirmation of its cell it was, from 1; 0 when nothing was drawn and nothing spent.
+        level: What the p-value was held against; NaN when there was no attempt.
+        p: Of the swap test; NaN when unknown.
+        estimate: The change in the rule's direction, by fresh draws on both sides.
+        low: Lower end of its 95 % interval.
+        high: Upper end.
+        n: Prompts with a value on both sides.
+        informative: Those whose swap changes anything.
+        completions: A prompt, on either side.
+        draws: Relabellings looked at.
+        exact: Whether these were all.
+        spent: Of the run's alpha, so far.
+        left: Of it.
+        details: Examples, which lens looked, where the completions are: plain JSON types.
+    """
+
+    step: int
+    alarm: str
+    domain: str
+    tested: str
+    outcome: Outcome
+    reason: str | None = None
+    attempt: int = 0
+    level: float = math.nan
+    p: float = math.nan
+    estimate: float = math.nan
+    low: float = math.nan
+    high: float = math.nan
+    n: int = 0
+    informative: int = 0
+    completions: int = 0
+    draws: int = 0
+    exact: bool = True
+    spent: float = 0.0
+    left: float = math.nan
+    details: Mapping[str, Any] = field(default_factory=dict, hash=False)
+
+    @property
+    def key(self) -> str:
+        """``alarm/domain``: the cell that asked."""
+        return f"{self.alarm}/{self.domain}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -226,6 +285,7 @@ class Observation:
         health: Counters and timings of divmon itself, logged under ``divmon/health/``.
         batch: The completions measured.
         baseline: The completions they are compared with.
+        verdicts: What confirmations found.
     """
 
     step: int
@@ -236,6 +296,7 @@ class Observation:
     health: Mapping[str, float] = field(default_factory=dict)
     batch: SampleBatch | None = None
     baseline: SampleBatch | None = None
+    verdicts: tuple[Verdict, ...] = ()
 
     def get(self, metric: str, domain: str | None = None) -> Measurement | None:
         """The measurement of `metric` in `domain` (in the first domain that has it, without one)."""
@@ -295,6 +356,13 @@ def event_from_json(row: Mapping[str, Any]) -> AlarmEvent:
         baseline=float_from_json(record.baseline),
         actions=tuple(record.actions),
     )
+
+
+def verdict_from_json(row: Mapping[str, Any]) -> Verdict:
+    """The inverse of `to_json` for a `Verdict`."""
+    record = Verdict(**{k: v for k, v in row.items() if k in Verdict.__dataclass_fields__})
+    numbers = ("level", "p", "estimate", "low", "high", "spent", "left")
+    return replace(record, **{name: float_from_json(getattr(record, name)) for name in numbers})  # type: ignore[arg-type]
 
 
 def as_messages(value: Any) -> tuple[Message, ...]:

@@ -6,15 +6,26 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 
+from divmon.confirming import DrawFailed
 from divmon.health import Health
 from divmon.monitor import Monitor
 from divmon.probes import ProbeSet
-from divmon.records import Action, Decoding, Observation, SampleBatch
+from divmon.records import Action, Decoding, Observation, Probe, SampleBatch
 from divmon.rollouts import RolloutWatch
 from divmon.samplers.base import Sampler
 from divmon.samplers.ranks import Ranks, merge
 from divmon.sinks import Sink
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What rank 0 asks every rank to draw: `k` completions for each of `probes`, with the noise `key` names."""
+
+    probes: ProbeSet
+    k: int
+    key: int
 
 
 @dataclass
@@ -60,41 +71,69 @@ class Session:
         observation = Observation(step, ())
         with self.health.timed():
             start = time.perf_counter()
-            batch = self._collect(self.ranks.gather(self._sample(step)))
+            batch = self._collect(self.ranks.gather(self._sample(step)), self.probes)
             timings = {"sample_seconds": time.perf_counter() - start}
             if self.ranks.main:
                 with self.health.shield("monitor"):
-                    if batch is None:
-                        observation = self.monitor.missed(step, health=timings)
-                    else:
-                        observation = self.monitor.observe(batch, health=timings)
+                    observation = self._observe(step, batch, timings)
+            else:
+                self._serve(step)
         values = {**dict.fromkeys(self.latest, math.nan), **{m.key: m.value for m in observation.measurements}}
         # before the sinks: no rank waits for a tracker
         actions, self.latest = self.ranks.broadcast((observation.actions, values))
         self._emit(observation)
         return actions
 
-    def _sample(self, step: int) -> SampleBatch | str:
-        """This rank's share of the batch, or what went wrong."""
+    def _observe(self, step: int, batch: SampleBatch | None, timings: Mapping[str, float]) -> Observation:
+        """Rank 0 measures; while it does, it may ask every rank for fresh completions. In the end it lets them go."""
+        try:
+            if batch is None:
+                return self.monitor.missed(step, health=timings)
+            return self.monitor.observe(batch, health=timings, draw=partial(self._draw, step))
+        finally:
+            if self.monitor.rules.confirms:
+                self.ranks.broadcast(None)
+
+    def _draw(self, step: int, probes: Sequence[Probe], *, k: int, key: int) -> SampleBatch:
+        """Fresh completions, drawn by every rank. Only rank 0 calls it.
+
+        Raises:
+            DrawFailed: A rank failed, which is counted.
+        """
+        wanted = Wanted(ProbeSet(tuple(probes)), k, key)
+        batch = self._collect(self.ranks.gather(self._sample(step, self.ranks.broadcast(wanted))), wanted.probes)
+        if batch is None:
+            raise DrawFailed("the sampler failed; see divmon/health/sampler_failures")
+        return batch
+
+    def _serve(self, step: int) -> None:
+        """Draw for rank 0 until it asks for no more."""
+        nothing: Wanted | None = None
+        while self.monitor.rules.confirms and (wanted := self.ranks.broadcast(nothing)) is not None:
+            self.ranks.gather(self._sample(step, wanted))
+
+    def _sample(self, step: int, wanted: Wanted | None = None) -> SampleBatch | str:
+        """This rank's share of the evaluation's batch, or of what is `wanted`; or what went wrong."""
         batch: SampleBatch | str = "has no probes"
-        share = self.ranks.share(self.probes)
+        share = self.ranks.share(self.probes if wanted is None else wanted.probes)
         if share is not None:
             batch = "failed"
             with self.health.shield("sampler"):
-                batch = self.sampler(share, step=step)
+                sampler = self.sampler if wanted is None else self.sampler.fresh(k=wanted.k, key=wanted.key)
+                batch = sampler(share, step=step)
         if isinstance(batch, SampleBatch) and self.rewards is not None:
             with self.health.shield("quality", "rewards"):
                 batch = self.rewards(batch)
         return batch
 
-    def _collect(self, shares: Sequence[SampleBatch | str]) -> SampleBatch | None:
+    def _collect(self, shares: Sequence[SampleBatch | str], probes: ProbeSet) -> SampleBatch | None:
         """One batch from every rank's share; None when a rank failed, which rank 0 counts."""
         for rank, share in enumerate(shares):
             if share == "failed":
                 if rank != self.ranks.index:
                     self.health.failed("sampler", f"rank {rank}", "it failed on that rank, whose log says why")
                 return None
-        return merge([share for share in shares if isinstance(share, SampleBatch)], self.probes)
+        return merge([share for share in shares if isinstance(share, SampleBatch)], probes)
 
     def _emit(self, observation: Observation) -> None:
         if not self.ranks.main:

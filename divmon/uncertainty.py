@@ -94,3 +94,27 @@ def pooled_change(
             for i in range(0, RESAMPLES, rows)
         ]
     return _percentiles(np.concatenate(draws))
+
+
+def paired_interval(
+    baseline: np.ndarray, current: np.ndarray, change: Callable[[np.ndarray, np.ndarray], np.ndarray]
+) -> tuple[float, float]:
+    """95 % percentile bootstrap interval of a change, prompts resampled together on both sides.
+
+    Args:
+        baseline: float[P] or float[P, D].
+        current: The same prompts now.
+        change: Two arrays resampled to [..., P] or [..., P, D] -> float[...].
+
+    >>> paired_interval(np.arange(8.0), np.arange(8.0) - 2, lambda b, c: b.mean(axis=-1) - c.mean(axis=-1))
+    (2.0, 2.0)
+    """
+    p = len(baseline)
+    if p < MIN_PROMPTS:
+        return math.nan, math.nan
+    rows = max(1, _CHUNK // max(1, 2 * baseline.size))
+    index = _indices(p)
+    chunks = (index[i : i + rows] for i in range(0, RESAMPLES, rows))
+    with np.errstate(invalid="ignore", divide="ignore"):
+        draws = [np.asarray(change(baseline[chunk], current[chunk])) for chunk in chunks]
+    return _percentiles(np.concatenate(draws))

@@ -1,7 +1,8 @@
 """A training run that can be killed at any moment: started once, forked for each attempt (imports cost more than runs).
 
-``python crash.py`` reads one output folder a line, forks a child that trains there (from the last whole checkpoint,
-if there is one), and prints the child's process id, then ``done`` when the child has finished by itself.
+``python crash.py`` reads one output folder a line (after ``confirm`` and a space: with confirmed alarms), forks a
+child that trains there (from the last whole checkpoint, if there is one), and prints the child's process id, then
+``done`` when the child has finished by itself.
 """
 
 from __future__ import annotations
@@ -41,11 +42,17 @@ def last_checkpoint(out: Path) -> str | None:
     return max(found)[1] if found else None
 
 
-def train(module: Any, out: Path) -> None:
+def train(module: Any, out: Path, *, confirm: bool) -> None:
     import divmon
 
-    rule = {"name": "moved", "metric": "token_entropy", "rule": "outside", "by": "0.5%", "for": 2}
-    callback = divmon.DiversityCallback(every=2, k=3, max_new_tokens=8, sinks=[], alarms=[rule], strict=True)
+    rules: list[dict[str, Any]] = [
+        {"name": "moved", "metric": "token_entropy", "rule": "outside", "by": "0.5%", "for": 2},
+        {"name": "long", "metric": "length", "rule": "rise", "by": 1e-6, "tolerate": 0, "severity": "critical"},
+        {"name": "sure", "metric": "token_entropy", "rule": "drop", "by": "0.1%", "severity": "critical"},
+    ]
+    callback = divmon.DiversityCallback(
+        every=2, k=3, max_new_tokens=8, sinks=[], alarms=rules if confirm else rules[:1], strict=True
+    )
     trainer = module.sft(out, callbacks=[callback], max_steps=STEPS, save_strategy="steps", save_steps=1)
     trainer.train(resume_from_checkpoint=last_checkpoint(out))
 
@@ -64,7 +71,7 @@ def main() -> None:
             os.dup2(sys.stdout.fileno(), 2)
             status = 1
             try:
-                train(module, Path(line.strip()))
+                train(module, Path(line.strip().removeprefix("confirm ")), confirm=line.startswith("confirm "))
                 status = 0
             finally:
                 os._exit(status)

@@ -1,6 +1,6 @@
 """Law 7, first half: a setting that cannot work fails at construction, with a message that says what to write."""
 
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +9,7 @@ import pytest
 from divmon.alarms import Rule
 from divmon.config import Settings, SettingsKwargs, check_domains, plan
 from divmon.errors import ConfigError, ProbeError
-from divmon.metrics import METRICS, Metric
+from divmon.metrics import METRICS, Metric, resolve
 from divmon.probes import ProbeSet
 from divmon.records import Decoding
 
@@ -224,8 +224,8 @@ def test_whatever_takes_a_probe_and_a_text_may_judge(quality):
 
 def test_no_alarms_and_no_sinks_and_one_completion():
     made = plan(Settings(alarms=[], sinks=[], k=1, metrics=["length", shouting]))
-    assert (made.rules, made.sinks) == ((), ())
-    assert plan(Settings(metrics=[])).rules == ()
+    assert (made.rules.rules, made.sinks) == ((), ())
+    assert len(plan(Settings(metrics=[])).rules) == 0
 
 
 def test_decoding_takes_the_cap_nobody_named():
@@ -317,3 +317,41 @@ def test_settings_can_be_handed_to_the_callback_and_refined() -> None:
     assert (chosen.settings.k, chosen.settings.every) == (4, 7)
     assert chosen.probes is not None
     assert [probe.text for probe in chosen.probes] == ["a", "b"]
+
+
+def test_what_confirmations_may_cost(tmp_path) -> None:
+    rule = {"name": "fall", "metric": "tfidf_distance", "rule": "drop", "by": "20%", "severity": "critical"}
+    path = tmp_path / "alarms.yaml"
+    path.write_text(f"alpha: 0.01\nconfirmations: 3\nalarms: [{rule}]\n")
+    read = plan(Settings(alarms=path)).rules
+    assert (read.alpha, read.confirmations, read.confirm_k, read.confirms) == (0.01, 3, None, True)
+    said = plan(Settings(alarms=path, alpha=0.1, confirm_k=16)).rules
+    assert (said.alpha, said.confirmations, said.confirm_k) == (0.1, 3, 16)
+    default = plan(Settings(alarms=[rule])).rules
+    assert (default.alpha, default.confirmations) == (0.05, 8)
+    assert not plan(Settings()).rules.confirms
+    assert not plan(Settings(alarms=[rule], confirmations=0)).rules.confirms
+    for wrong, message in (
+        ({"alpha": 2}, "`alpha` is a probability"),
+        ({"confirmations": -1}, "`confirmations` is a whole number from 0"),
+        ({"confirm_k": 1}, "`confirm_k` is a whole number from 2"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            plan(Settings(alarms=[rule], **wrong))
+
+
+def test_a_silence_names_a_domain_that_exists() -> None:
+    silence = {"alarm": "narrow", "until": 9, "domain": "creativ"}
+    with pytest.raises(
+        ConfigError, match=r"The silence of 'narrow' names the domain 'creativ'.* Did you mean 'creative'"
+    ):
+        plan(Settings(probes="creative", alarms={"alarms": alarm(), "silences": [silence]}))
+
+
+def test_a_share_of_a_number_that_may_be_negative_is_not_confirmed() -> None:
+    signed = replace(resolve("length"), name="signed", family="lexical", bounds=(-1.0, 1.0))
+    rule = {"name": "fall", "metric": "signed", "rule": "drop", "by": "20%", "severity": "critical"}
+    with pytest.raises(ConfigError, match=r"signed can be below 0\. Write `by` and `tolerate` in its own unit"):
+        plan(Settings(alarms=[rule], metrics=[signed]))
+    assert plan(Settings(alarms=[{**rule, "by": 0.2}], metrics=[signed])).rules.confirms
+    assert not plan(Settings(alarms=[{**rule, "evidence": "screen"}], metrics=[signed])).rules.confirms

@@ -43,7 +43,16 @@ def plain(records):
 
 RULES = (
     Rule("fall", metric="a", rule="drop", by="30%"),
-    Rule("crash", metric="a", rule="drop", by="50%", severity="critical", then=("save", "stop"), clear_for=2),
+    Rule(
+        "crash",
+        metric="a",
+        rule="drop",
+        by="50%",
+        severity="critical",
+        evidence="screen",
+        clear_for=2,
+        then=("save", "stop"),
+    ),
     Rule("band", metric="b", rule="outside", by=0.5, for_=1),
     Rule("gone", metric="b", domain="all", rule="absent", then=("save",)),
 )
@@ -102,7 +111,7 @@ def test_live_equals_replay_and_a_resumed_run_the_uninterrupted_one(tmp_path_fac
 LENSES = Lenses(encoder=lambda texts: np.array([[len(t), t.count("e"), 1.0] for t in texts]), encoder_name="toy")
 LIVE_RULES = (
     Rule("surface", metric="tfidf_distance", rule="drop", by="5%", for_=2, clear_for=1),
-    Rule("formats", metric="format_shift", rule="rise", by=0.1, severity="critical", then=("save", "stop")),
+    Rule("formats", metric="format_shift", rule="rise", by=0.1, severity="critical", evidence="screen", then=("stop",)),
     Rule("tail", metric="tail_share", rule="outside", by=0.05, for_=1),
 )
 

@@ -20,11 +20,13 @@ from divmon.records import (
     Observation,
     Probe,
     SampleBatch,
+    Verdict,
     as_messages,
     event_from_json,
     float_from_json,
     measurement_from_json,
     to_json,
+    verdict_from_json,
 )
 
 # JSON cannot tell two escaped halves of a pair from the character they make, so halves stand alone here.
@@ -62,6 +64,21 @@ events = st.builds(
     baseline=numbers,
     actions=st.lists(texts, max_size=3).map(tuple),
     message=texts,
+    details=columns,
+)
+verdicts = st.builds(
+    Verdict,
+    step=st.integers(0, 99),
+    alarm=texts,
+    domain=texts,
+    tested=texts,
+    outcome=st.sampled_from(["confirmed", "refuted", "unknown"]),
+    reason=st.none() | texts,
+    attempt=st.integers(0, 9),
+    **dict.fromkeys(("level", "p", "estimate", "low", "high", "spent", "left"), numbers),
+    **dict.fromkeys(("n", "informative", "completions", "draws"), st.integers(0, 99)),
+    exact=st.booleans(),
+    details=columns,
 )
 messages = st.lists(st.fixed_dictionaries({"role": texts, "content": texts}), min_size=1, max_size=3).map(tuple)
 probes = st.builds(
@@ -103,6 +120,19 @@ def test_events(record):
     assert same(event_from_json(there_and_back(record)), record)
 
 
+@given(verdicts)
+@few
+def test_verdicts(record):
+    assert same(verdict_from_json(there_and_back(record)), record)
+
+
+def test_an_event_of_an_older_history_is_still_read():
+    row = there_and_back(AlarmEvent(4, "a", "x", "m", "firing", "warning", 0.5, details={"p": 0.1}))
+    del row["details"]
+    assert event_from_json(row) == AlarmEvent(4, "a", "x", "m", "firing", "warning", 0.5)
+    assert _evaluation_from_json({"step": 4, "measurements": []}).verdicts == ()
+
+
 @given(probes)
 @few
 def test_probes(record):
@@ -125,10 +155,15 @@ def test_decoding_and_actions(temperature, top_p, cap, key):
     assert Action(**there_and_back(action)) == action
 
 
-@given(st.lists(measurements, max_size=2), st.lists(events, max_size=2), st.dictionaries(texts, numbers, max_size=3))
+@given(
+    st.lists(measurements, max_size=2),
+    st.lists(events, max_size=2),
+    st.dictionaries(texts, numbers, max_size=3),
+    st.lists(verdicts, max_size=2),
+)
 @few
-def test_evaluations(found, told, health):
-    record = Evaluation(7, tuple(found), tuple(told), health)
+def test_evaluations(found, told, health, answers):
+    record = Evaluation(7, tuple(found), tuple(told), health, tuple(answers))
     assert same(_evaluation_from_json(there_and_back(record)), record)
 
 

@@ -15,7 +15,7 @@ from divmon.errors import ConfigError, suggest, unknown
 from divmon.records import ACTIONS, Action, AlarmEvent, Severity
 
 Kind = Literal["drop", "rise", "below", "above", "outside", "absent"]
-Evidence = Literal["screen"]
+Evidence = Literal["screen", "confirm"]
 Reaction = Callable[[AlarmEvent, Mapping[str, Any]], Action | None]
 Values = dict[str, Any]
 
@@ -23,6 +23,7 @@ KINDS: tuple[str, ...] = get_args(Kind)
 SEVERITIES: tuple[str, ...] = get_args(Severity)
 _USES = {"drop": {"by"}, "rise": {"by"}, "below": {"level"}, "above": {"level"}, "outside": {"by", "low", "high"}}
 _HOME = {"by": "drop", "level": "below", "low": "outside", "high": "outside"}
+_CONFIRMED = ("drop", "rise", "outside")  # rules that compare with the baseline, which fresh draws can decide
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
@@ -108,6 +109,7 @@ def checked(values: Mapping[str, Any]) -> Values:
     filled = _filled(values)
     _check_limits(filled)
     _check_by(filled)
+    _check_evidence(filled)
     for key, verb in (("for_", "fire"), ("clear_for", "resolve")):
         _check_count(key.rstrip("_"), filled[key], verb)
     _check_then(filled["then"])
@@ -117,15 +119,13 @@ def checked(values: Mapping[str, Any]) -> Values:
 def _check_words(values: Mapping[str, Any]) -> None:
     for key in ("name", "metric", "rule", "severity", "evidence", "domain"):
         word = values[key]
-        if not (isinstance(word, str) and word) and not (key == "domain" and word is None):
+        if not (isinstance(word, str) and word) and not (key in ("domain", "evidence") and word is None):
             raise RuleError(f"`{key}` must be a word, not {word!r} (numbers and yes/no need quotes).", key=key)
     if not _NAME.fullmatch(values["name"]):
         better = re.sub(r"[^A-Za-z0-9._-]+", "-", values["name"]).strip("-._") or "my-alarm"
         raise RuleError(f"`name` may hold letters, digits, dots, dashes, underscores; write {better!r}.", key="name")
-    if values["evidence"] == "confirm":
-        raise RuleError("evidence: confirm is not available in this version; use evidence: screen", key="evidence")
     for key, options in (("rule", KINDS), ("severity", SEVERITIES), ("evidence", get_args(Evidence))):
-        if values[key] not in options:
+        if values[key] not in options and values[key] is not None:
             raise RuleError(str(unknown(key, values[key], options)), key=key)
 
 
@@ -141,6 +141,13 @@ def _filled(values: Mapping[str, Any]) -> Values:
         filled[key] = None if filled[key] is None else Amount.of(filled[key], key)
     for key in ("level", "low", "high"):
         filled[key] = None if filled[key] is None else number(filled[key], key)
+    filled["weight"] = number(filled["weight"], "weight")
+    by = filled["by"]
+    if filled["evidence"] is None:
+        sought = filled["rule"] in _CONFIRMED and by is not None
+        filled["evidence"] = "confirm" if filled["severity"] == "critical" and sought else "screen"
+    if filled["evidence"] == "confirm" and filled["tolerate"] is None and by is not None:
+        filled["tolerate"] = Amount(by.amount / 2, by.relative)
     return filled
 
 
@@ -189,6 +196,18 @@ def _check_by(values: Values) -> None:
     if benign is not None and (by is None or benign.relative != by.relative or benign.amount > by.amount):
         text = "`tolerate` must be at most `by` and written the same way (both with % or neither)."
         raise RuleError(text, key="tolerate")
+
+
+def _check_evidence(values: Values) -> None:
+    if not values["weight"] > 0:
+        raise RuleError("`weight` is this alarm's share of alpha, so it is above 0.", key="weight")
+    if values["evidence"] == "confirm" and values["by"] is None:
+        why = "a fixed limit has no baseline to swap with" if values["rule"] != "absent" else "nothing can be drawn"
+        raise RuleError(
+            f"evidence: confirm tests a change from the baseline, and rule: {values['rule']} is none ({why}). Use "
+            "evidence: screen, or rule: drop, rise or outside with `by`.",
+            key="evidence",
+        )
 
 
 def _check_count(key: str, count: Any, verb: str) -> None:

@@ -14,11 +14,13 @@ import yaml
 
 from divmon.alarms.checks import Reaction, RuleError
 from divmon.alarms.rules import Rule
+from divmon.alarms.ruleset import RuleSet, Silence
 from divmon.errors import ConfigError, unknown
 from divmon.records import Action, AlarmEvent
 
 Source = str | Path | Mapping[str, Any] | Iterable[Mapping[str, Any] | Rule]
-_TOP = ("alarms", "tests")  # `tests` is reserved for synthetic series with the states expected of them
+_SHARED = ("alpha", "confirmations", "silences")
+_TOP = ("alarms", *_SHARED, "tests")  # `tests` is reserved for synthetic series with the states expected of them
 
 
 class _Located(dict[str, Any]):
@@ -77,12 +79,48 @@ def load_rules(
         ...
     divmon.alarms.checks.RuleError: line 2, alarm 'narrow': Unknown metric 'vendi'. Did you mean 'vendy'?
     """
+    return load_ruleset(source, known_metrics=known_metrics, known_domains=known_domains).rules
+
+
+def load_ruleset(
+    source: Source | RuleSet, *, known_metrics: Iterable[str] | None = None, known_domains: Iterable[str] | None = None
+) -> RuleSet:
+    """As `load_rules`, with what the rules share: ``alpha``, ``confirmations`` and ``silences`` of the file.
+
+    Raises:
+        ConfigError: As `load_rules`.
+
+    >>> found = load_ruleset("alpha: 0.01\\nalarms:\\n- {name: narrow, metric: vendi, rule: drop, by: 20%}")
+    >>> len(found), found.alpha, found.confirmations
+    (1, 0.01, 8)
+    """
+    if isinstance(source, RuleSet):
+        _collect([("", rule) for rule in source], known_metrics=known_metrics, known_domains=known_domains)
+        return source
     file, text = _text(source)
     try:
-        rows = _rows(source if text is None else _parse(text))
-        return _collect(rows, known_metrics=known_metrics, known_domains=known_domains)
+        document = source if text is None else _parse(text)
+        rules = _collect(_rows(document), known_metrics=known_metrics, known_domains=known_domains)
+        return _shared(document, rules)
     except RuleError as error:
         raise error.at(", ".join(part for part in (file, error.place) if part)) from None
+
+
+def _shared(document: Any, rules: tuple[Rule, ...]) -> RuleSet:
+    """The rules with what stands beside them at the top of a file."""
+    given = {key: document[key] for key in _SHARED if isinstance(document, Mapping) and document.get(key) is not None}
+    silences = [_silence(row, place, rules) for place, row in _items(document, "silences", given.pop("silences", []))]
+    try:
+        return RuleSet(rules, **given, silences=tuple(silences))
+    except RuleError as error:
+        raise error.at(_place(document, error.key, "")) from None
+
+
+def _silence(row: Any, place: str, rules: tuple[Rule, ...]) -> Silence:
+    try:
+        return Silence.from_mapping(row, rules)
+    except RuleError as error:
+        raise error.at(_place(row, error.key, place)) from None
 
 
 def default_rules(known_metrics: Iterable[str] | None = None) -> tuple[Rule, ...]:
@@ -174,14 +212,18 @@ def _rows(source: Any) -> list[tuple[str, Any]]:
         return [("", item) for item in source]
     for key in source:
         if key not in _TOP:
-            raise RuleError(str(unknown("key", str(key), ["alarms"])), place=_place(source, str(key), ""))
+            raise RuleError(str(unknown("key", str(key), ["alarms", *_SHARED])), place=_place(source, str(key), ""))
     if "alarms" not in source:
         raise RuleError("There is no `alarms:` here. Write `alarms: []` for none.", place=_place(source, "", ""))
-    items = [] if source["alarms"] is None else source["alarms"]
+    return _items(source, "alarms", [] if source["alarms"] is None else source["alarms"])
+
+
+def _items(source: Any, key: str, items: Any) -> list[tuple[str, Any]]:
+    """The items of a list with their places."""
     if not isinstance(items, (list, tuple)):
-        text = "`alarms` is a list: put `- ` before the first key of each alarm."
-        raise RuleError(text, place=_place(source, "alarms", ""))
-    lines = source.items_of.get("alarms") if isinstance(source, _Located) else None
+        text = f"`{key}` is a list: put `- ` before the first key of each {key.removesuffix('s')}."
+        raise RuleError(text, place=_place(source, key, ""))
+    lines = source.items_of.get(key) if isinstance(source, _Located) else None
     return [(f"line {lines[i]}" if lines else "", item) for i, item in enumerate(items)]
 
 

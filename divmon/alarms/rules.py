@@ -31,11 +31,13 @@ class Rule:
         level: The limit (below, above). Being exactly at it is allowed.
         low: The lower end of the allowed band (outside).
         high: Its upper end.
-        tolerate: The change that a confirmation would call benign. The screen does not use it.
+        tolerate: The change that a confirmation calls benign (half of `by` without it). The screen does not use it.
         for_: Evaluations in a row the condition must hold; by default 1 for critical rules and 2 for others.
         clear_for: Evaluations in a row it must be clear before a firing alarm resolves.
         severity: info, warning or critical.
-        evidence: "screen", the only one in this version.
+        evidence: "confirm": once the screen has held, fresh completions decide, within the run's alpha. "screen": the
+            screen alone, which promises no error rate. None: "confirm" for critical drop, rise and outside with `by`.
+        weight: Its share of the run's alpha, relative to the other alarms that are confirmed.
         then: What to ask for when it fires: "warn", "save", "stop", or a function of (event, context).
 
     >>> rule = Rule("creative-collapse", metric="tfidf_distance", domain="creative", rule="drop", by="20%")
@@ -56,7 +58,8 @@ class Rule:
     for_: int | None = None
     clear_for: int = 3
     severity: Severity = "warning"
-    evidence: Evidence = "screen"
+    evidence: Evidence | None = None
+    weight: float = 1.0
     then: tuple[str | Reaction, ...] = ("warn",)
 
     def __post_init__(self) -> None:
@@ -76,6 +79,21 @@ class Rule:
     def hold(self) -> int:
         """`for_` with its default: evaluations in a row the condition must hold before the alarm fires."""
         return self.for_ or 1
+
+    @property
+    def confirms(self) -> bool:
+        """Whether it fires only when fresh draws confirm it."""
+        return self.evidence == "confirm"
+
+    @property
+    def margin(self) -> Amount:
+        """What a confirmation calls benign."""
+        return Amount(0.0, False) if self.tolerate is None else Amount.of(self.tolerate)
+
+    @property
+    def claim(self) -> str:
+        """What a confirmation tests, for example ``vendi drop beyond 10%``."""
+        return f"{self.metric} {self.rule} beyond {self.margin.plain}"
 
     @property
     def functions(self) -> dict[str, Reaction]:

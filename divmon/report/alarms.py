@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
-from divmon.alarms import Alarms, restore_rules
+from divmon.alarms import Alarms, RuleSet, restore_rules
 from divmon.errors import DivmonError
 from divmon.history import History
 from divmon.records import AlarmEvent
@@ -76,9 +76,9 @@ def watch(history: History) -> Watch:
     if not isinstance(rows, list):
         return Watch(None)
     try:
-        alarms = Alarms(restore_rules(rows))
+        alarms = Alarms(RuleSet.restore(restore_rules(rows), history.info.get("alarms")))
         for evaluation in history.evaluations:
-            alarms.observe(evaluation.step, evaluation.measurements)
+            alarms.observe(evaluation.step, evaluation.measurements, evaluation.verdicts)
     except (DivmonError, TypeError, KeyError, ValueError, AttributeError):
         return Watch(len(rows))
     cells = alarms.cells.items()

@@ -7,6 +7,7 @@ import re
 from dataclasses import dataclass, field
 from functools import partial
 
+from divmon.alarms.sentences import evidence_lines
 from divmon.history import History
 from divmon.metrics import METRICS
 from divmon.records import AlarmEvent
@@ -116,10 +117,15 @@ def _drawn(history: History, domain: str) -> str:
     return f"{prompts} prompt{'s' if prompts != 1 else ''}" + (f" × {k[1]} completions" if k else "")
 
 
+def _confirmed(event: AlarmEvent) -> list[str]:
+    """What fresh draws found, without the examples."""
+    return [short(line, 400) for line in evidence_lines({**event.details, "examples": (), "recommended": ""})]
+
+
 def _sureness(history: History, event: AlarmEvent) -> list[str]:
     row = [m for m in by_key(history).get(f"{event.domain}/{event.metric}", []) if not math.isnan(m.value)]
     now = next((m for m in row if m.step == event.step), None)
-    said = [] if event.evidence == "confirm" else [SCREEN]
+    said = _confirmed(event) if event.evidence == "confirm" else [SCREEN]
     if now is None or now.step == row[0].step:
         return said
     moved = between(row[0], now)

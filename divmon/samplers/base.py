@@ -14,3 +14,7 @@ class Sampler(Protocol):
     def __call__(self, probes: ProbeSet, *, step: int) -> SampleBatch:
         """Draw completions of the policy as it is at `step`."""
         ...
+
+    def fresh(self, *, k: int, key: int) -> Sampler:
+        """The same sampler with another number of completions and other noise."""
+        ...

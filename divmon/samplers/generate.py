@@ -6,7 +6,7 @@ import itertools
 import logging
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -74,6 +74,12 @@ class GenerateSampler:
         policy_of(self.model)
         self.tokenizer = tokenizer_of(self.tokenizer)
         self._rows = self.batch_size or LARGEST_BATCH
+
+    def fresh(self, *, k: int, key: int) -> GenerateSampler:
+        """The same sampler with `k` completions a probe and the noise that `key` names."""
+        other = replace(self, k=k, decoding=replace(self.decoding, key=key))
+        other._rows = self._rows  # what memory has taught
+        return other
 
     def check(self, probes: ProbeSet) -> None:
         """Fail now, with the reason, where sampling `probes` could only fail later.

@@ -9,8 +9,8 @@ import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple, TextIO
 
-from divmon.alarms.sentences import UNCONFIRMED, brief
-from divmon.records import AlarmEvent, Measurement, Observation, State
+from divmon.alarms.sentences import UNCONFIRMED, brief, judged
+from divmon.records import AlarmEvent, Measurement, Observation, State, Verdict
 from divmon.sinks.base import alarm_states, choose, escape_controls
 
 WIDTH = 110
@@ -21,6 +21,7 @@ RED, GREEN, YELLOW = 31, 32, 33
 COLOURS = {"critical": RED, "warning": YELLOW, "info": 0}
 PLAIN = str.maketrans({"●": "*", "○": "o", "…": "...", "→": "->", "·": "-"})
 TOP = "top format"  # on the line the name of that format stands for it
+PROMISE = "confirmed by fresh completions"
 SCREEN = "unconfirmed: a screen against one noisy baseline; it promises no false-alarm rate"
 # metric, its name on the line, whether its change is shown; the first items are the last to be left out
 ITEMS = (
@@ -105,15 +106,30 @@ class ConsoleSink:
         line, shown = status_line(observation, self._first, watched=self._watched, coloured=coloured)
         for text in (line, *self._legend(shown)):
             self._write(text)
+        for found in observation.verdicts:
+            self._checked(found)
         for event in observation.events:
             if event.state == "firing":
                 fired = self._fired.setdefault(f"{event.domain}/{event.metric}", [])
                 fired.append(f"{_clean(event.alarm)} at {event.step}")
             if event.state in ("firing", "resolved"):
                 self._write(alert_line(event, coloured=coloured))
+            if event.state == "firing" and event.evidence == "confirm" and PROMISE not in self._explained:
+                self._explained.add(PROMISE)
+                self._write(f"divmon  {PROMISE}: {_clean(str(event.details.get('promise', '')))}")
             if event.state == "firing" and UNCONFIRMED in event.message and SCREEN not in self._explained:
                 self._explained.add(SCREEN)
                 self._write(f"divmon  {SCREEN}")
+
+    def _checked(self, found: Verdict) -> None:
+        """A confirmation that did not confirm; one that spent nothing is said once for each reason."""
+        text = f"{_clean(found.alarm)} ({_clean(found.domain)}): {escape_controls(judged(found))}"
+        said = f"{found.key}: {found.reason}"
+        if found.outcome == "confirmed" or (not found.attempt and said in self._explained):
+            return
+        self._explained.add(said)
+        spent = f" ({found.left:.2g} of alpha left)" if found.attempt else ""
+        self._write(f"divmon  checked {text}{spent}")
 
     def close(self) -> None:
         """Print the final table, once."""

@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+from divmon.alarms.sentences import evidence_lines
 from divmon.errors import ConfigError
 from divmon.metrics.base import Classifier
 from divmon.metrics.structure import classify
@@ -110,6 +111,8 @@ def alert(event: AlarmEvent) -> dict[str, str]:
     lines = [event.message or f"{event.metric} is {event.value:.3g}.", "", f"Step {event.step}."]
     if event.actions:
         lines.append(f"Actions: {', '.join(event.actions)}.")
+    if event.state == "firing" and event.details:
+        lines += ["", *evidence_lines(event.details)]
     text = strip_controls("\n".join(lines), limit=ALERT, keep="\n")
     return {"title": title, "text": text, "level": "INFO" if event.state == "resolved" else LEVELS[event.severity]}
 

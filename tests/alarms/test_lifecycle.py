@@ -14,7 +14,7 @@ from divmon.records import Measurement, event_from_json, measurement_from_json, 
 
 RULES = (
     Rule("fall", metric="a", rule="drop", by="30%"),
-    Rule("hard-fall", metric="a", rule="drop", by="50%", severity="critical", then=("save", "stop"), clear_for=2),
+    Rule("hard-fall", metric="a", rule="drop", by="50%", severity="critical", evidence="screen", clear_for=2),
     Rule("low", metric="a", domain="all", rule="below", level=1.0, for_=3, clear_for=1, severity="info"),
     Rule("band", metric="b", rule="outside", by=0.5, for_=1),
     Rule("high", metric="b", domain="x", rule="above", level=1.0, severity="critical", for_=2),
@@ -209,7 +209,7 @@ def test_absent_counts_what_is_not_measured_at_all():
 
 
 WARNING = Rule("fall", metric="a", rule="drop", by="20%", for_=2, clear_for=1)
-CRITICAL = Rule("crash", metric="a", rule="drop", by="50%", severity="critical", clear_for=1, then=("stop",))
+CRITICAL = Rule("crash", metric="a", rule="drop", by="50%", severity="critical", evidence="screen", clear_for=1)
 
 
 def inhibition(*values):

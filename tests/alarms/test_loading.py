@@ -74,7 +74,7 @@ ERRORS = [
     (edited("for: 1", "for: 0"), "line 8, alarm 'collapse': `for` counts", "`for: 1`"),
     (edited("clear_for: 3", "clearfor: 3"), "line 9, alarm 'collapse': Unknown key 'clearfor'", "mean 'clear_for'?"),
     (edited("severity: critical", "severity: criticl"), "line 10, alarm 'collapse'", "mean 'critical'?"),
-    (edited("evidence: screen", "evidence: confirm"), "line 11, alarm 'collapse': evidence", "use evidence: screen"),
+    (edited("evidence: screen", "evidence: confrm"), "line 11, alarm 'collapse': Unknown evidence", "mean 'confirm'?"),
     (edited("[save, stop]", "[save, stopp]"), "line 12, alarm 'collapse': Unknown action 'stopp'", "mean 'stop'?"),
     (edited("name: tiny, ", ""), "line 13: An alarm needs `name`", "`name: creative-collapse`"),
     (edited("name: tiny", "name: collapse"), "line 13, alarm 'collapse': Another alarm has this name", "line 2"),

@@ -52,6 +52,26 @@ def test_two_ranks_are_undisturbed(tmp_path: Path) -> None:
     assert set(launch(tmp_path / "plain", "plain")) == set(launch(tmp_path / "watched", "watch"))
 
 
+def test_two_ranks_confirm_what_one_confirms_undisturbed(tmp_path: Path) -> None:
+    """Rank 0 decides and every rank draws. Weights differ with the number of ranks: only step 0 can be compared."""
+    plain, one, two = tmp_path / "plain", tmp_path / "one", tmp_path / "two"
+    assert set(launch(plain, "plain")) == set(launch(two, "confirm"))
+    launch(one, "confirm", ranks=1)
+    first, second = (divmon.History.read(path) for path in (one, two))
+    assert second.kept("bank").texts == first.kept("bank").texts
+    verdicts = [v for e in second.evaluations for v in e.verdicts]
+    assert any(v.outcome == "confirmed" for v in verdicts)
+    assert {v.completions for v in verdicts if v.p == v.p} == {12}
+
+
+@pytest.mark.parametrize("mode", ["draw:0", "draw:1", "confirm:0"])
+def test_a_confirmation_that_fails_on_one_rank_hangs_nobody(tmp_path: Path, mode: str) -> None:
+    lines = launch(tmp_path, mode)
+    assert {line.split()[1] for line in lines} == {"6"}
+    history = divmon.History.read(tmp_path)
+    assert not history.fired()
+
+
 def test_rollouts_of_both_ranks_make_whole_groups(tmp_path: Path) -> None:
     assert set(launch(tmp_path / "plain", "grpo-plain")) == set(launch(tmp_path / "watched", "grpo"))
     rollouts = divmon.History.read(tmp_path / "watched").rollouts()

@@ -12,6 +12,18 @@ import torch
 import divmon
 from divmon.samplers.generate import GenerateSampler
 
+CONFIRMED = [
+    {
+        "name": "moved",
+        "metric": "token_entropy",
+        "rule": "outside",
+        "by": "0.2%",
+        "tolerate": "0%",
+        "severity": "critical",
+    },
+    {"name": "long", "metric": "length", "rule": "drop", "by": 1e-6, "tolerate": 0, "severity": "critical"},
+]
+
 
 def load_tiny() -> Any:
     path = Path(__file__).parents[1] / "tiny.py"
@@ -43,6 +55,18 @@ def break_rank(rank: int, seam: str) -> None:
         from divmon import opening
 
         opening.choose_probes = broken
+    elif seam == "draw":
+        draw = GenerateSampler.__call__
+
+        def late(self: Any, *given: Any, **more: Any) -> Any:
+            return draw(self, *given, **more) if self.k == 3 else broken()
+
+        GenerateSampler.__call__ = late  # type: ignore[method-assign]
+    elif seam == "confirm":
+        from divmon import confirming
+
+        confirming.Confirmations._test = broken  # type: ignore[method-assign]
+        confirming.Confirmations.row = property(broken)  # type: ignore[assignment]
     elif seam == "disk":
         from divmon import opening
 
@@ -56,6 +80,8 @@ def main(out: Path, mode: str) -> None:
     if mode == "stop":
         rule = {"name": "always", "metric": "length", "rule": "above", "level": 0.5, "for": 2, "then": ["save", "stop"]}
         settings["alarms"] = [rule]
+    if mode.startswith(("draw", "confirm")):
+        settings["alarms"] = CONFIRMED
     if ":" in mode:
         seam, rank = mode.split(":")
         break_rank(int(rank), seam)

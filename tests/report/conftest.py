@@ -28,7 +28,16 @@ HOSTILE = (
     "x" * 100_000,
     "<a href='javascript:alert(1)' onclick='alert(2)'>y</a>\n" * 500,
 )
-RULE = Rule("collapse", metric="tfidf_distance", rule="drop", by="30%", for_=1, severity="critical", then=("save",))
+RULE = Rule(
+    "collapse",
+    metric="tfidf_distance",
+    rule="drop",
+    by="30%",
+    for_=1,
+    severity="critical",
+    evidence="screen",
+    then=("save",),
+)
 WORDS = ("river", "lamp", "orange", "quiet", "seven", "garden", "metal", "cloud", "paper", "winter")
 
 

@@ -173,7 +173,16 @@ def test_quality_decides_whether_narrowing_may_be_benign(kit: Any, tmp_path: Pat
 
 def test_an_alarm_that_resolved_and_one_that_is_no_narrowing(kit: Any, tmp_path: Path) -> None:
     rules = (
-        Rule("collapse", metric="tfidf_distance", rule="drop", by="30%", for_=1, clear_for=1, severity="critical"),
+        Rule(
+            "collapse",
+            metric="tfidf_distance",
+            rule="drop",
+            by="30%",
+            for_=1,
+            clear_for=1,
+            severity="critical",
+            evidence="screen",
+        ),
         Rule("long", metric="length", rule="rise", by="20%", for_=1),
     )
 

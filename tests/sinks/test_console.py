@@ -10,7 +10,7 @@ from dataclasses import replace
 
 import pytest
 
-from divmon.records import AlarmEvent, Measurement, Observation, SampleBatch
+from divmon.records import AlarmEvent, Measurement, Observation, SampleBatch, Verdict
 from divmon.sinks import ConsoleSink
 from divmon.sinks.console import LONG, WIDTH, alert_line
 
@@ -305,3 +305,34 @@ def test_a_second_training_with_the_same_sink_is_a_run_of_its_own():
     first, second = out.getvalue()[: len(out.getvalue()) // 2], out.getvalue()[len(out.getvalue()) // 2 :]
     assert first == second
     assert "tfidf_distance" in first
+
+
+CHECKED = Verdict(50, "fall", "math", "vendi drop beyond 10%", "refuted", attempt=2, level=0.0076, p=0.21, left=0.012)
+
+
+def test_a_confirmation_that_does_not_confirm_is_said():
+    unknown = replace(CHECKED, outcome="unknown", attempt=0, reason="out of confirmations: all 8 are spent")
+    seen = [
+        replace(observation(step, {"self_bleu": 0.5}), verdicts=(verdict,))
+        for step, verdict in ((50, CHECKED), (60, unknown), (70, replace(unknown, step=70)))
+    ]
+    assert [line for line in lines(*seen) if "checked" in line] == [
+        "divmon  checked fall (math): screened at step 50, not confirmed: p = 0.21 > 0.0076 (0.012 of alpha left)",
+        "divmon  checked fall (math): screened at step 60, but unknown: out of confirmations: all 8 are spent",
+    ]
+    hostile = replace(CHECKED, outcome="unknown", reason="\x1b[31mno\n", attempt=1)
+    [line] = [x for x in lines(replace(seen[0], verdicts=(hostile,))) if "checked" in x]
+    assert "\x1b" not in line
+
+
+def test_what_is_confirmed_is_promised_once():
+    event = replace(
+        EVENT,
+        evidence="confirm",
+        message="vendi fell 40 %, confirmed (p = 0.002).",
+        details={"promise": "At most 5 %."},
+    )
+    both = alerts(event, replace(event, domain="math"))
+    assert sum("confirmed by fresh completions: At most 5 %." in line for line in both) == 1
+    assert not any("unconfirmed" in line for line in both)
+    assert "(p = 0.002)" in both[0]

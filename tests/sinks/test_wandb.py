@@ -248,3 +248,23 @@ def test_bad_settings_fail_at_construction(monkeypatch):
         monkeypatch.setattr(importlib.util, "find_spec", lambda name, spec=spec: spec)
         with pytest.raises(MissingDependency, match="pip install wandb"):
             WandbSink()
+
+
+def test_the_alert_carries_its_evidence_and_nothing_hostile():
+    example = {"prompt": "Write\x1b[31m", "baseline": ["a\u202e", "b"], "now": ["c", "c"]}
+    told = {"p": 0.002, "level": 0.03, "estimate": 0.4, "low": 0.3, "high": 0.5, "prompts": 24, "completions": 32}
+    told |= {"left": 0.02, "promise": "At most 5 %.", "convergence": "benign convergence", "examples": [example]}
+    text = alert(event(evidence="confirm", details={**told, "notes": ["No encoder looked."], "recommended": "Read."}))[
+        "text"
+    ]
+    assert (
+        "Change by fresh draws: 0.4 (95 % interval 0.3 to 0.5); p = 0.002, held against 0.03; 0.02 of alpha left."
+        in text
+    )
+    assert "24 prompts, 32 completions of each on either side." in text
+    assert "Promise: At most 5 %." in text
+    assert "Benign or not: benign convergence." in text
+    assert "  baseline: a\n  baseline: b\n  now: c" in text
+    assert "\x1b" not in text
+    assert "\u202e" not in text
+    assert text.endswith("Read.")

@@ -19,6 +19,8 @@ from typing import Any
 import pytest
 
 import divmon
+from divmon.alarms import restore_rules
+from divmon.alarms.spending import Journal, Spent
 
 pytestmark = pytest.mark.trainer
 KILLS = int(os.environ.get("DIVMON_KILLS", "8"))
@@ -40,9 +42,9 @@ class Trainings:
         assert self.process.stdout
         return self.process.stdout.readline().strip()
 
-    def run(self, out: Path, *, kill_after: float | None = None) -> str:
+    def run(self, out: Path, *, kill_after: float | None = None, confirm: bool = False) -> str:
         assert self.process.stdin
-        self.process.stdin.write(f"{out}\n")
+        self.process.stdin.write(f"{'confirm ' if confirm else ''}{out}\n")
         self.process.stdin.flush()
         child = int(self.read().split()[0])
         if kill_after is not None:
@@ -100,3 +102,30 @@ def test_killed_anywhere_and_resumed(tmp_path: Path, trainings: Trainings) -> No
         assert numbers(history) == numbers(whole)
         assert list(history.events()) == list(whole.events())
         assert all(history.batch(e.step).texts == whole.batch(e.step).texts for e in whole.evaluations)
+
+
+def test_killed_anywhere_with_confirmations(tmp_path: Path, trainings: Trainings) -> None:
+    """No number of a confirmation is used twice or given back, and what was recorded stays true."""
+    start = time.perf_counter()
+    assert trainings.run(tmp_path / "whole", confirm=True) == "done"
+    length = time.perf_counter() - start
+    whole = divmon.History.read(tmp_path / "whole")
+    assert any(v.attempt for e in whole.evaluations for v in e.verdicts)
+
+    rng, out, spent = random.Random(11), tmp_path / "run", list[Spent]()
+    for kill in range(KILLS):
+        trainings.run(out, kill_after=rng.uniform(0.2, 0.9) * length, confirm=True)
+        now = [entry for path in out.glob("divmon/confirmations/spent.jsonl") for entry in Journal(path).entries]
+        assert now[: len(spent)] == spent or not any(out.glob("checkpoint-*")), kill  # a new start is a new run
+        spent = now
+        if any("checkpoint-10" in str(path) for path in out.glob("checkpoint-*")):
+            break
+    assert trainings.run(out, confirm=True) == "done"
+    history = divmon.History.read(out)
+    entries = Journal(out / "divmon" / "confirmations" / "spent.jsonl").entries
+    assert entries[: len(spent)] == spent
+    assert len({(entry.cell, entry.attempt) for entry in entries}) == len(entries)
+    recorded = [(v.key, v.attempt, v.level) for e in history.evaluations for v in e.verdicts if v.attempt]
+    assert set(recorded) <= {(entry.cell, entry.attempt, entry.level) for entry in entries}
+    assert numbers(history) == numbers(whole)
+    assert divmon.replay(history, restore_rules(history.info["rules"])) == list(history.events())
