@@ -24,7 +24,7 @@ SEVERITIES: tuple[str, ...] = get_args(Severity)
 _USES = {"drop": {"by"}, "rise": {"by"}, "below": {"level"}, "above": {"level"}, "outside": {"by", "low", "high"}}
 _HOME = {"by": "drop", "level": "below", "low": "outside", "high": "outside"}
 _CONFIRMED = ("drop", "rise", "outside")  # rules that compare with the baseline, which fresh draws can decide
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
 class RuleError(ConfigError):
@@ -121,7 +121,7 @@ def _check_words(values: Mapping[str, Any]) -> None:
         word = values[key]
         if not (isinstance(word, str) and word) and not (key in ("domain", "evidence") and word is None):
             raise RuleError(f"`{key}` must be a word, not {word!r} (numbers and yes/no need quotes).", key=key)
-    if not _NAME.fullmatch(values["name"]):
+    if not NAME.fullmatch(values["name"]):
         better = re.sub(r"[^A-Za-z0-9._-]+", "-", values["name"]).strip("-._") or "my-alarm"
         raise RuleError(f"`name` may hold letters, digits, dots, dashes, underscores; write {better!r}.", key="name")
     for key, options in (("rule", KINDS), ("severity", SEVERITIES), ("evidence", get_args(Evidence))):

@@ -20,7 +20,7 @@ from divmon.records import Action, AlarmEvent
 
 Source = str | Path | Mapping[str, Any] | Iterable[Mapping[str, Any] | Rule]
 _SHARED = ("alpha", "confirmations", "silences")
-_TOP = ("alarms", *_SHARED, "tests")  # `tests` is reserved for synthetic series with the states expected of them
+TOP = ("alarms", *_SHARED, "tests")  # `tests` is reserved for synthetic series with the states expected of them
 
 
 class _Located(dict[str, Any]):
@@ -97,10 +97,10 @@ def load_ruleset(
     if isinstance(source, RuleSet):
         _collect([("", rule) for rule in source], known_metrics=known_metrics, known_domains=known_domains)
         return source
-    file, text = _text(source)
+    file, text = opened(source)
     try:
-        document = source if text is None else _parse(text)
-        rules = _collect(_rows(document), known_metrics=known_metrics, known_domains=known_domains)
+        document = source if text is None else parsed(text)
+        rules = _collect(alarm_rows(document), known_metrics=known_metrics, known_domains=known_domains)
         return _shared(document, rules)
     except RuleError as error:
         raise error.at(", ".join(part for part in (file, error.place) if part)) from None
@@ -177,7 +177,7 @@ class _Recorded:
         return None
 
 
-def _text(source: Source) -> tuple[str, str | None]:
+def opened(source: Source) -> tuple[str, str | None]:
     """The name of the file (when there is one) and its text (when `source` is a file or text)."""
     if isinstance(source, str) and ("\n" in source or ": " in source or source.endswith(":") or not source.strip()):
         return "", source
@@ -189,7 +189,12 @@ def _text(source: Source) -> tuple[str, str | None]:
         raise ConfigError(f"Cannot read the alarm rules in {str(source)!r}: {error}.") from error
 
 
-def _parse(text: str) -> Any:
+def parsed(text: str) -> Any:
+    """A YAML document whose mappings know their lines.
+
+    Raises:
+        RuleError: It is not YAML, a key is written twice, or it is a list without a name.
+    """
     try:
         document = yaml.load(text, Loader=_Loader)
     except yaml.MarkedYAMLError as error:
@@ -204,14 +209,14 @@ def _parse(text: str) -> Any:
     return document
 
 
-def _rows(source: Any) -> list[tuple[str, Any]]:
+def alarm_rows(source: Any) -> list[tuple[str, Any]]:
     """Every alarm with its place ("" when nobody knows it)."""
     if not isinstance(source, Mapping):
         if source is None or isinstance(source, (str, Rule)) or not isinstance(source, Iterable):
             raise RuleError("Rules are a list under the key `alarms:`. Write `alarms: []` for none.")
         return [("", item) for item in source]
     for key in source:
-        if key not in _TOP:
+        if key not in TOP:
             raise RuleError(str(unknown("key", str(key), ["alarms", *_SHARED])), place=_place(source, str(key), ""))
     if "alarms" not in source:
         raise RuleError("There is no `alarms:` here. Write `alarms: []` for none.", place=_place(source, "", ""))
