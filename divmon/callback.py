@@ -12,7 +12,7 @@ from divmon import compat
 from divmon.config import Settings, SettingsKwargs, plan
 from divmon.errors import ConfigError
 from divmon.health import Health
-from divmon.opening import run_folder, start
+from divmon.opening import foretell, run_folder, start
 from divmon.records import Action
 from divmon.samplers.guard import same_streams
 from divmon.samplers.ranks import Ranks
@@ -87,6 +87,7 @@ class DiversityCallback(TrainerCallback):  # type: ignore[misc]
         with self._boundary.shield("monitor", "start"), same_streams():
             if session.last_step < 0:  # a resumed run has its baseline, and its cadence
                 self._take(session.evaluate(state.global_step))
+                foretell(session, steps=state.max_steps)
         self._boundary.opening = session.health.opening = False
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:

@@ -220,6 +220,19 @@ def check_domains(rules: Iterable[Rule] | RuleSet, probes: ProbeSet) -> None:
             raise ConfigError(f"{what} the domain {domain!r}, which no probe has.{hint}")
 
 
+def fit(plan: Plan, probes: ProbeSet) -> Plan:
+    """The plan for these probes: default rules about a domain that no probe has are left out.
+
+    Raises:
+        ConfigError: A rule or a silence of the user's names a domain that does not exist; with a suggestion.
+    """
+    if plan.settings.alarms is None:
+        kept = tuple(rule for rule in plan.rules if rule.domain in (None, *probes.domains))
+        plan = replace(plan, rules=replace(plan.rules, rules=kept))
+    check_domains(plan.rules, probes)
+    return plan
+
+
 def _metrics(settings: Settings) -> tuple[Metric, ...]:
     chosen = settings.metrics
     chosen = ["default"] if chosen is None else _listed("metrics", chosen)
@@ -378,4 +391,4 @@ def _switches(settings: Settings) -> None:
             raise ConfigError(f"{setting.name} must be true or false, not {value!r}.")
 
 
-__all__ = ["Plan", "Settings", "SettingsKwargs", "check_domains", "plan"]
+__all__ = ["Plan", "Settings", "SettingsKwargs", "check_domains", "fit", "plan"]

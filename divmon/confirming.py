@@ -120,9 +120,8 @@ class Confirmations:
 
     def _fill(self, batch: SampleBatch, draw: Draw) -> None:
         """The bank: fresh completions of every prompt that a confirmed alarm watches."""
-        watched = {rule.domain for rule in self.rules if rule.confirms}
-        everything = None in watched or OVERALL in watched
-        probes = [probe for probe in batch.probes if everything or probe.domain in watched]
+        watched = {domain for rule in self.rules if rule.confirms for domain in rule.cells(batch.domains)}
+        probes = [probe for probe in batch.probes if OVERALL in watched or probe.domain in watched]
         k, key = self.rules.confirm_k or FACTOR * max(1, batch.k), derived_key(_seed(batch), BANK, 0)
         try:
             bank = draw(probes, k=k, key=key) if probes else None

@@ -11,6 +11,7 @@ from functools import partial
 import numpy as np
 
 from divmon.alarms import Alarms, Rule, RuleSet, restore_rules
+from divmon.alarms.planning import RulePlan, plan_rules
 from divmon.confirming import Confirmations, Draw
 from divmon.errors import HistoryError
 from divmon.health import Health
@@ -29,6 +30,7 @@ from divmon.metrics.base import (
 )
 from divmon.metrics.quality import Quality, judge
 from divmon.mitigations import decide
+from divmon.piloting import pilots
 from divmon.records import OVERALL, Action, AlarmEvent, Measurement, Observation, SampleBatch, Verdict
 from divmon.uncertainty import mean_interval, pooled_interval
 
@@ -76,6 +78,9 @@ class Lenses:
         if "quality" in metric.needs:
             parts.append(f"quality:{self.judge}@{self.correct_at:g}")
         return "|".join(parts)
+
+
+FORESEEN = 200  # runs simulated for each alarm before training
 
 
 class Monitor:
@@ -159,6 +164,18 @@ class Monitor:
         self.confirming.history = self.history
         asked = self.alarms.asks(batch.step, measurements)
         return self.confirming.observe(batch, asked, draw, first=first), self.confirming.row
+
+    def foresee(self, evaluations: int) -> RulePlan | None:
+        """What the confirmed alarms can promise over so many `evaluations`, from the noise of the baseline.
+
+        None before the baseline, and where nothing is confirmed. It takes some seconds.
+        """
+        rules = [rule for rule in self.rules if rule.confirms]
+        if self._baseline is None or not rules:
+            return None
+        watched = {rule.metric for rule in rules}
+        noise = pilots(self._baseline, [metric for metric in self.metrics if metric.name in watched])
+        return plan_rules(replace(self.rules, rules=tuple(rules)), noise, evaluations=evaluations, runs=FORESEEN)
 
     def missed(self, step: int, *, health: Mapping[str, float] | None = None) -> Observation:
         """Record that there were no completions at `step`: every series gets NaN with the reason."""

@@ -11,7 +11,8 @@ from typing import Any
 
 from divmon import compat, rollouts
 from divmon.alarms import dump_rules
-from divmon.config import EVALUATIONS, LENGTH_CAP, OWN_DOMAIN, OWN_PROBES, Plan, check_domains
+from divmon.alarms.planning import brief
+from divmon.config import EVALUATIONS, LENGTH_CAP, OWN_DOMAIN, OWN_PROBES, Plan, fit
 from divmon.confirming import FACTOR
 from divmon.errors import ProbeError
 from divmon.health import Health
@@ -42,7 +43,7 @@ def start(plan: Plan, trainer: Any, *, model: Any, processing_class: Any) -> Ses
     health = Health(strict=settings.strict)
     tokenizer = compat.tokenizer_of(processing_class)
     probes = choose_probes(plan, trainer, tokenizer)
-    check_domains(plan.rules, probes)
+    plan = fit(plan, probes)
     decoding = settings.decoding(compat.completion_cap(trainer, LENGTH_CAP))
     sampler = GenerateSampler(
         model,
@@ -72,6 +73,16 @@ def start(plan: Plan, trainer: Any, *, model: Any, processing_class: Any) -> Ses
             rollouts.record(session.rollouts, path, step=trainer.state.global_step if session.last_step >= 0 else 0)
         _announce(session, plan, trainer)
     return session
+
+
+def foretell(session: Session, *, steps: int) -> None:
+    """Say what the confirmed alarms will find in this run, now that the baseline has shown the noise."""
+    if not session.ranks.main or not any(sink.name == "console" for sink in session.sinks):
+        return
+    with session.health.shield("monitor", "plan"), session.health.timed():
+        foreseen = session.monitor.foresee(max(1, steps // session.every))
+        for line in brief(foreseen) if foreseen else ():
+            print(f"       {line}", flush=True)
 
 
 def run_folder(plan: Plan, args: Any) -> Path:

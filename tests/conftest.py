@@ -17,6 +17,9 @@ import pytest
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
+collect_ignore_glob = ["benchmarks/*"]  # commands, run on demand; they import each other
+
+
 def _load(name: str) -> ModuleType:
     """A helper module beside this file (with importlib import mode, test directories are not on the path)."""
     if name not in sys.modules:

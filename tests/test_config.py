@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from divmon.alarms import Rule
-from divmon.config import Settings, SettingsKwargs, check_domains, plan
+from divmon.config import Settings, SettingsKwargs, check_domains, fit, plan
 from divmon.errors import ConfigError, ProbeError
 from divmon.metrics import METRICS, Metric, resolve
 from divmon.probes import ProbeSet
@@ -355,3 +355,9 @@ def test_a_share_of_a_number_that_may_be_negative_is_not_confirmed() -> None:
         plan(Settings(alarms=[rule], metrics=[signed]))
     assert plan(Settings(alarms=[{**rule, "by": 0.2}], metrics=[signed])).rules.confirms
     assert not plan(Settings(alarms=[{**rule, "evidence": "screen"}], metrics=[signed])).rules.confirms
+
+
+def test_default_rules_about_domains_that_no_probe_has_are_left_out():
+    probes = ProbeSet.of(["Write a poem."])
+    assert "voices-lost" not in {rule.name for rule in fit(plan(Settings()), probes).rules}
+    assert "voices-lost" in {rule.name for rule in fit(plan(Settings()), ProbeSet.of("rewrite")).rules}

@@ -129,12 +129,22 @@ def _check_words(values: Mapping[str, Any]) -> None:
             raise RuleError(str(unknown(key, values[key], options)), key=key)
 
 
+def _exceptions(values: Mapping[str, Any]) -> tuple[str, ...]:
+    names = values["except_"]
+    names = [names] if isinstance(names, str) else names
+    if not isinstance(names, (tuple, list)) or not all(isinstance(name, str) and name for name in names):
+        raise RuleError(f"`except` is a list of domains such as [code, math], not {names!r}.", key="except")
+    if names and values["domain"] is not None:
+        raise RuleError("`except` is for rules without `domain`; remove one of the two.", key="except")
+    return tuple(names)
+
+
 def _filled(values: Mapping[str, Any]) -> Values:
     then = values["then"]
     then = (then,) if isinstance(then, str) or callable(then) else then
     if not isinstance(then, (tuple, list)):
         raise RuleError(f"`then` is a list of actions such as [warn, save], not {then!r}.", key="then")
-    filled: Values = {**values, "then": tuple(then)}
+    filled: Values = {**values, "then": tuple(then), "except_": _exceptions(values)}
     if filled["for_"] is None:
         filled["for_"] = 1 if filled["severity"] == "critical" else 2
     for key in ("by", "tolerate"):

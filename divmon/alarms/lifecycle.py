@@ -339,7 +339,7 @@ class Alarms:
 
     def _order(self, domains: tuple[str, ...]) -> Iterator[tuple[str, Rule, str]]:
         for rule in self.rules:
-            for domain in domains if rule.domain is None else (rule.domain,):
+            for domain in rule.cells(domains):
                 yield f"{rule.name}/{domain}", rule, domain
 
     def _tell(

@@ -15,7 +15,7 @@ import numpy as np
 
 from divmon.alarms.rules import Rule, unusable
 from divmon.alarms.ruleset import RuleSet
-from divmon.alarms.simulation import BANK, Pilot, Runs
+from divmon.alarms.simulation import BANK, POWER, Pilot, Runs
 from divmon.alarms.spending import CONFIRMATIONS, cell_shares
 from divmon.errors import ConfigError
 from divmon.records import OVERALL
@@ -118,7 +118,7 @@ def plan_rules(
     shares = cell_shares(book, domains, book.alpha)
     cells: list[CellPlan] = []
     for rule in book:
-        for domain in domains if rule.domain is None else (rule.domain,):
+        for domain in rule.cells(domains):
             share = shares.get(f"{rule.name}/{domain}", math.nan)
             rng = np.random.default_rng((seed, len(cells)))
             pilot = series.get((rule.metric, domain))
@@ -158,6 +158,20 @@ def _plan_cell(
         return replace(cell, reason="power is simulated for means over prompts only")
     size, delay = runs.smallest()
     return replace(cell, smallest=size, delay=delay)
+
+
+def brief(plan: RulePlan) -> list[str]:
+    """One line for each cell that is confirmed: what it will find, for people who have just started a run."""
+    lines = []
+    for cell in plan.cells:
+        if cell.evidence != "confirm":
+            continue
+        finds = f"finds nothing of any size in {POWER:.0%} of runs"
+        if not math.isnan(cell.smallest):
+            late = "at once" if cell.delay < 1 else f"{cell.delay:g} evaluations late"
+            finds = f"finds a lasting change of {cell.smallest:.0%} in {POWER:.0%} of runs, {late}"
+        lines.append(f"{cell.alarm} in {cell.domain}: {cell.reason or finds}")
+    return lines
 
 
 def power(

@@ -27,6 +27,7 @@ class Rule:
         metric: Name in the metrics table.
         rule: drop, rise, below, above, outside or absent.
         domain: One probe domain, or "all" for the numbers over every domain; None gives a cell for each probe domain.
+        except_: Probe domains that have no cell (without `domain`), because there the change is wanted.
         by: The change from the baseline that is still allowed (drop, rise, outside): "20%" or 0.1.
         level: The limit (below, above). Being exactly at it is allowed.
         low: The lower end of the allowed band (outside).
@@ -50,6 +51,7 @@ class Rule:
     metric: str
     rule: Kind
     domain: str | None = None
+    except_: tuple[str, ...] = ()
     by: Amount | tuple[float, bool] | str | float | None = None
     level: float | None = None
     low: float | None = None
@@ -74,6 +76,16 @@ class Rule:
     def allowed(self) -> Amount | None:
         """`by` as an `Amount`; None for rules that do not compare with the baseline."""
         return None if self.by is None else Amount.of(self.by)
+
+    def cells(self, domains: Iterable[str]) -> tuple[str, ...]:
+        """Where it has a cell, of the probe `domains`.
+
+        >>> Rule("a", metric="vendi", rule="drop", by="20%", except_=("code",)).cells(["code", "poems"])
+        ('poems',)
+        """
+        if self.domain is not None:
+            return (self.domain,)
+        return tuple(domain for domain in domains if domain not in self.except_)
 
     @property
     def hold(self) -> int:
@@ -148,6 +160,7 @@ class Rule:
         plain: dict[str, Any] = {key: getattr(self, name) for key, name in _FIELDS.items()}
         for key in ("by", "tolerate"):
             plain[key] = None if plain[key] is None else Amount.of(plain[key]).plain
+        plain["except"] = list(self.except_) or None
         plain["then"] = [step if isinstance(step, str) else {"call": name_of(step)} for step in self.then]
         return {key: value for key, value in plain.items() if value is not None}
 

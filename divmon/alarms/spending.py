@@ -33,10 +33,7 @@ def cell_shares(rules: Iterable[Rule], domains: Sequence[str], alpha: float = AL
     {'a/x': 0.375, 'a/y': 0.375, 'b/x': 0.125}
     """
     weights = {
-        f"{rule.name}/{domain}": rule.weight
-        for rule in rules
-        if rule.confirms
-        for domain in (domains if rule.domain is None else (rule.domain,))
+        f"{rule.name}/{domain}": rule.weight for rule in rules if rule.confirms for domain in rule.cells(domains)
     }
     total = sum(weights.values())
     return {key: alpha * weight / total for key, weight in weights.items()}

@@ -20,7 +20,6 @@ from divmon.metrics.semantic import MAX_KERNEL, surface_kernels, tfidf_distance
 from divmon.records import SampleBatch
 
 MIN_FALL = 0.05  # of the baseline's distance: below it the shares of the fall are ratios of noise
-NARROWING_FROM = 0.5  # a fall is narrowing when at least this share of it is found among correct completions too
 _OURS = "divmon, after Karouzos et al. 2026, arXiv:2604.16027"
 
 _FEW = "fewer than two correct completions"
@@ -104,36 +103,6 @@ def decompose(
     with np.errstate(invalid="ignore", divide="ignore"):
         narrowing = np.where(fell, (good - good_now) / np.where(fell, fall, 1.0), math.nan)
     return narrowing, 1.0 - narrowing
-
-
-def verdict(
-    narrowing_share: float, *, low: float = math.nan, high: float = math.nan, quality: bool = True, reason: str = ""
-) -> str:
-    """What an alert says about a fall of diversity, in words, from the measured narrowing share.
-
-    "narrowing among good outputs" from `NARROWING_FROM` (half of the fall) on, "benign convergence" below it. Where
-    both ends of an interval are given and they lie on different sides of that, the verdict is unknown; so it is where
-    the share could not be measured.
-
-    Args:
-        narrowing_share: As `decompose` gives it; NaN when unknown.
-        low: Lower end of its interval, when known.
-        high: Upper end.
-        quality: Whether anything judges completions.
-        reason: Why the share is NaN, when it is.
-
-    >>> verdict(0.044), verdict(0.954), verdict(float("nan"), quality=False)
-    ('benign convergence', 'narrowing among good outputs', 'unknown: pass quality=')
-
-    Source: a convention of divmon.
-    """
-    if not quality:
-        return "unknown: pass quality="
-    if math.isnan(narrowing_share):
-        return f"unknown: {reason or 'the share of the loss among correct completions could not be measured'}"
-    if low < NARROWING_FROM <= high:
-        return "unknown: too few prompts to tell benign convergence from narrowing among good outputs"
-    return "narrowing among good outputs" if narrowing_share >= NARROWING_FROM else "benign convergence"
 
 
 def _parts(context: MetricContext) -> np.ndarray:
@@ -253,6 +222,7 @@ NARROWING_SHARE = _metric(
     narrowing_share,
     "How much of the fall of surface distance since the baseline is found among correct completions too: near 1 good "
     "outputs narrow, near 0 only errors went.",
+    standard=True,
 )
 BENIGN_SHARE = _metric(
     benign_share,

@@ -252,8 +252,8 @@ def _cell(row: Any, rules: Sequence[Rule], known: Sequence[str], kind: str) -> t
     domain = row.get("domain") or rule.domain or (known[0] if len(known) == 1 else None)
     if domain is None:
         raise _fail(f"{name!r} has a cell for each domain: add `domain:` ({', '.join(known)}).", row, "alarm")
-    if rule.domain not in (None, domain) or (rule.domain is None and domain not in known):
-        cells = [rule.domain] if rule.domain else list(known)
+    cells = rule.cells(known)
+    if domain not in cells:
         raise _fail(f"{name!r} has no cell in {domain!r}.{suggest(str(domain), cells)}", row, "domain")
     return rule, str(domain)
 

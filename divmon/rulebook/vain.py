@@ -157,6 +157,8 @@ def beside(rule: Rule, before: Sequence[tuple[Rule, int]]) -> Iterator[Remark]:
             continue
         if other.domain != rule.domain and OVERALL in (other.domain, rule.domain):
             continue  # without a domain a rule has a cell for each probe domain, and none over all
+        if rule.domain in other.except_ or other.domain in rule.except_:
+            continue
         if (other.rule, other.severity) == (rule.rule, rule.severity):
             text = f"{other.name!r}{where} watches the same series in the same way; keep one, or change a severity."
             yield Remark("name", text)

@@ -128,7 +128,6 @@ def test_the_default_rules_only_warn():
     assert {rule.severity for rule in rules} == {"warning"}
     assert {rule.then for rule in rules} == {("warn",)}
     assert {rule.hold for rule in rules} == {2}
-    assert all(rule.domain is None for rule in rules)
     assert {rule.metric for rule in default_rules(["length", "coverage"])} == {"length", "coverage"}
     alarms = Alarms(rules)
     for step in range(5):
@@ -165,3 +164,30 @@ def test_functions_are_kept_by_name():
     assert repr(Alarms(rules).observe(0, low)) == repr(Alarms(restored).observe(0, low))
     with pytest.raises(ConfigError, match="names of actions"):
         load_rules("alarms:\n- {name: a, metric: vendi, rule: absent, then: [{call: cool_down}]}")
+
+
+def cells(domain):
+    """The metrics that the default rules watch in a domain."""
+    return {rule.metric for rule in default_rules() if domain in rule.cells([domain])}
+
+
+def test_the_default_rules_watch_what_is_harmful_in_each_domain():
+    everywhere = {"token_entropy", "length", "coverage", "hard_coverage", "correct_distance"}
+    different = {"tfidf_distance", "semantic_distance", "effective_formats", "format_dominance"}
+    for domain in ("code", "math"):
+        assert cells(domain) - {"voice_spread"} == everywhere
+    for domain in ("creative", "ideation", "opinion", "train", "my-own"):
+        assert cells(domain) - {"voice_spread"} == everywhere | different
+    assert {rule.domain for rule in default_rules() if rule.metric == "voice_spread"} == {"rewrite"}
+
+
+def test_exceptions_have_no_cell_and_survive_a_round_trip():
+    rule = Rule("a", metric="vendi_1", rule="drop", by="20%", except_=("code",))
+    assert restore_rules(dump_rules([rule])) == (rule,)
+    alarms = Alarms([rule])
+    for value in (3.0, 1.0, 1.0):
+        alarms.observe(0, [Measurement(0, domain, "vendi_1", value) for domain in ("code", "poems")])
+    assert set(alarms.states) == {"a/poems"}
+    for wrong in ({"except": [1]}, {"except": ["code"], "domain": "math"}):
+        with pytest.raises(ConfigError, match="`except`"):
+            load_rules([{"name": "a", "metric": "vendi_1", "rule": "drop", "by": 0.1, **wrong}])

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from divmon.metrics import METRICS, MetricContext, evaluate
 from divmon.metrics.base import Judges
-from divmon.metrics.conditioned import correct_distance, decompose, verdict
+from divmon.metrics.conditioned import correct_distance, decompose
 from divmon.records import Probe, SampleBatch
 
 TABLES = Path(__file__).parents[2].parent / "shared" / "oracles" / "tables"
@@ -68,8 +68,6 @@ def test_the_decomposition_gives_the_shares_of_table_14(lineage, task):
     narrowing, benign = decompose(base["d_all"], base["d_correct"], now["d_all"], now["d_correct"])
     assert round(100 * float(narrowing), 1) == SHARES[lineage][task]
     assert narrowing + benign == pytest.approx(1, abs=1e-12)
-    words = "benign convergence" if task == "HumanEval" else "narrowing among good outputs"
-    assert verdict(float(narrowing)) == words
 
 
 def test_pooled_over_six_checkpoints_of_table_14():
@@ -102,16 +100,6 @@ def test_decompose_on_small_numbers(four, expected):
     narrowing, benign = decompose(*four)
     assert float(narrowing) == pytest.approx(expected, abs=1e-12, nan_ok=True)
     assert float(benign) == pytest.approx(1 - expected, abs=1e-12, nan_ok=True)
-
-
-def test_verdicts_say_when_they_do_not_know():
-    assert verdict(0.9, quality=False) == "unknown: pass quality="
-    assert verdict(0.5) == "narrowing among good outputs"
-    assert verdict(0.49) == "benign convergence"
-    assert verdict(0.6, low=0.2, high=0.9).startswith("unknown")
-    assert verdict(0.6, low=0.5, high=0.9) == "narrowing among good outputs"
-    assert verdict(0.2, low=-0.5, high=0.4) == "benign convergence"
-    assert verdict(math.nan, reason="no prompt") == "unknown: no prompt"
 
 
 @settings(max_examples=60, deadline=None)
