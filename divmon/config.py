@@ -6,7 +6,7 @@ import inspect
 import math
 import pkgutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -17,6 +17,7 @@ from divmon.errors import ConfigError, suggest
 from divmon.metrics import METRICS, default_metrics, resolve
 from divmon.metrics.base import Metric
 from divmon.metrics.structure import build_classifier
+from divmon.mitigations import LeverSettings, lever_settings
 from divmon.monitor import Lenses
 from divmon.probes import ProbeSet
 from divmon.records import Decoding
@@ -167,6 +168,7 @@ class Plan:
     lenses: Lenses
     sinks: tuple[Sink, ...]
     default_sinks: bool = True
+    levers: Mapping[str, LeverSettings] = field(default_factory=dict)
 
 
 def plan(settings: Settings) -> Plan:
@@ -182,7 +184,8 @@ def plan(settings: Settings) -> Plan:
     rules = _rules(settings, metrics, probes)
     named = ["default"] if settings.sinks is None else _listed("sinks", settings.sinks)
     sinks = tuple(as_sink(sink) for sink in named if sink != "default")
-    return Plan(settings, probes, metrics, rules, lenses, sinks, default_sinks="default" in named)
+    shown = "default" in named
+    return Plan(settings, probes, metrics, rules, lenses, sinks, default_sinks=shown, levers=lever_settings(rules))
 
 
 def check_domains(rules: Iterable[Rule], probes: ProbeSet) -> None:

@@ -4,7 +4,8 @@
 
     RUN/run.json                 what was measured and how; written once
     RUN/probes.jsonl             the prompts
-    RUN/history.jsonl            one line an evaluation: measurements, events, health
+    RUN/history.jsonl            one line an evaluation: measurements, events, health; a line for each change of a
+                                 lever, and for each resume
     RUN/completions/00000040.jsonl   the completions of step 40, one line a prompt
 
 An evaluation exists once its line in history.jsonl ends with a newline; its completions are on disk before that. A
@@ -27,12 +28,14 @@ from divmon.errors import HistoryError, SignatureMismatch
 from divmon.records import (
     AlarmEvent,
     Decoding,
+    LeverEvent,
     Measurement,
     Probe,
     SampleBatch,
     as_messages,
     event_from_json,
     float_from_json,
+    lever_event_from_json,
     measurement_from_json,
     to_json,
 )
@@ -113,6 +116,7 @@ class History:
         self.info = dict(info)
         self.probes = tuple(probes)
         self.evaluations: list[Evaluation] = []
+        self.mitigations: list[LeverEvent] = []  # what levers did, oldest first
         self.superseded: list[Evaluation] = []  # of branches given up by resuming from an earlier checkpoint
         self._signatures: dict[str, str] = {}
         self._unwritten: list[tuple[Any, SampleBatch | None]] = []  # lines of history.jsonl with their completions
@@ -149,7 +153,9 @@ class History:
         for line in _read_lines(path / "history.jsonl", _line_from_json):
             if isinstance(line, Evaluation):
                 history._admit(line)
-            else:
+            elif isinstance(line, LeverEvent):
+                history.mitigations.append(line)
+            elif line is not None:
                 history._supersede(line)
         return history
 
@@ -171,6 +177,16 @@ class History:
         self._unwritten.append((evaluation, batch))
         self.flush()
 
+    def note(self, change: LeverEvent) -> None:
+        """Record what a lever did. What could not be written is written with the next line.
+
+        Raises:
+            OSError: The disk refused; nothing is lost while the process lives.
+        """
+        self.mitigations.append(change)
+        self._unwritten.append(({"mitigation": change}, None))
+        self.flush()
+
     def rewind(self, step: int) -> None:
         """Go on from a checkpoint at `step`: what was recorded after it belongs to a branch that was given up.
 
@@ -178,6 +194,7 @@ class History:
         ``STEP.superseded-N.jsonl``.
         """
         gone = [evaluation.step for evaluation in self.evaluations if evaluation.step > step]
+        # a lever changes at an evaluation, so that without evaluations to give up there are no changes either
         for path in map(self._completions, gone):
             if path.exists():
                 names = (path.with_suffix(f".superseded-{n}.jsonl") for n in range(1, 10_000))
@@ -203,6 +220,7 @@ class History:
     def _supersede(self, step: int) -> None:
         self.superseded += [evaluation for evaluation in self.evaluations if evaluation.step > step]
         self.evaluations = [evaluation for evaluation in self.evaluations if evaluation.step <= step]
+        self.mitigations = [change for change in self.mitigations if change.step <= step]
         self._signatures = {m.key: m.signature for evaluation in self.evaluations for m in evaluation.measurements}
 
     def _admit(self, evaluation: Evaluation) -> None:
@@ -291,9 +309,14 @@ def _complete_bytes(file: BinaryIO) -> int:
     return 0
 
 
-def _line_from_json(row: Mapping[str, Any]) -> Evaluation | int:
-    """An evaluation, or the step from which training was resumed."""
-    return int(row["resumed_at"]) if "resumed_at" in row else _evaluation_from_json(row)
+def _line_from_json(row: Mapping[str, Any]) -> Evaluation | LeverEvent | int | None:
+    """An evaluation, a change of a lever, the step from which training was resumed; None for what later kinds say."""
+    if "resumed_at" in row:
+        return int(row["resumed_at"])
+    if "mitigation" in row:
+        return lever_event_from_json(row["mitigation"])
+    later = isinstance(row, Mapping) and bool(row) and not {"step", "measurements"} & set(row)
+    return None if later else _evaluation_from_json(row)
 
 
 def _evaluation_from_json(row: Mapping[str, Any]) -> Evaluation:

@@ -19,7 +19,8 @@ Severity = Literal["info", "warning", "critical"]
 Source = Literal["probe", "rollout", "file"]
 State = Literal["unknown", "inactive", "pending", "firing"]
 OVERALL = "all"  # the domain name of a number taken over every domain
-ACTIONS = ("warn", "save", "stop")  # the actions a rule may name; each is one kind of `Action`
+LEVERS = ("diversity_reward", "gate", "entropy_band")  # actions that act until their alarm resolves
+ACTIONS = ("warn", "save", "stop", *LEVERS)  # the actions a rule may name; each is one kind of `Action`
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,11 +207,32 @@ class AlarmEvent:
 
 @dataclass(frozen=True, slots=True)
 class Action:
-    """Something the trainer's side should do: "warn", "save" or "stop". Only the callback applies it."""
+    """Something the trainer's side should do: one of `ACTIONS`. Only the callback applies it."""
 
     kind: str
     alarm: str
     reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class LeverEvent:
+    """A change of a lever: a mitigation that acts for a while.
+
+    Attributes:
+        step: When.
+        lever: One of `LEVERS`.
+        phase: "armed" (ready, or released), "applied", "cooling", or "refused" (it had no effect on this trainer).
+        strength: What it acts with from now on: 1 in full, 0 not at all.
+        alarm: The alarms it answers to, joined by commas.
+        reason: One sentence for people.
+    """
+
+    step: int
+    lever: str
+    phase: str
+    strength: float
+    alarm: str = ""
+    reason: str = ""
 
 
 @dataclass(frozen=True)
@@ -226,6 +248,8 @@ class Observation:
         health: Counters and timings of divmon itself, logged under ``divmon/health/``.
         batch: The completions measured.
         baseline: The completions they are compared with.
+        mitigations: Where each lever stands (0 armed, 1 applied, 2 cooling), logged under ``divmon/mitigation/``.
+        changes: What this evaluation changed about them.
     """
 
     step: int
@@ -236,6 +260,8 @@ class Observation:
     health: Mapping[str, float] = field(default_factory=dict)
     batch: SampleBatch | None = None
     baseline: SampleBatch | None = None
+    mitigations: Mapping[str, float] = field(default_factory=dict)
+    changes: tuple[LeverEvent, ...] = ()
 
     def get(self, metric: str, domain: str | None = None) -> Measurement | None:
         """The measurement of `metric` in `domain` (in the first domain that has it, without one)."""
@@ -295,6 +321,11 @@ def event_from_json(row: Mapping[str, Any]) -> AlarmEvent:
         baseline=float_from_json(record.baseline),
         actions=tuple(record.actions),
     )
+
+
+def lever_event_from_json(row: Mapping[str, Any]) -> LeverEvent:
+    """The inverse of `to_json` for a `LeverEvent`."""
+    return LeverEvent(**{k: v for k, v in row.items() if k in LeverEvent.__dataclass_fields__})
 
 
 def as_messages(value: Any) -> tuple[Message, ...]:

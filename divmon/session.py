@@ -8,9 +8,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from divmon.health import Health
+from divmon.mitigations import LeverBook
 from divmon.monitor import Monitor
 from divmon.probes import ProbeSet
-from divmon.records import Action, Decoding, Observation, SampleBatch
+from divmon.records import Action, Decoding, LeverEvent, Observation, SampleBatch
 from divmon.rollouts import RolloutWatch
 from divmon.samplers.base import Sampler
 from divmon.samplers.ranks import Ranks, merge
@@ -32,6 +33,7 @@ class Session:
         ranks: This process among the others.
         rewards: Adds rewards to a batch; None when the user did not ask for them.
         rollouts: Measures what the trainer generates itself; None where it generates nothing.
+        book: Where the levers that rules ask for stand, on every rank; None when no rule asks for one.
         last_step: The newest step evaluated, here or before a resume.
         latest: ``domain/metric`` to value at that step, on every rank; NaN where it could not be measured.
     """
@@ -46,6 +48,7 @@ class Session:
     ranks: Ranks = field(default_factory=Ranks)
     rewards: Callable[[SampleBatch], SampleBatch] | None = None
     rollouts: RolloutWatch | None = None
+    book: LeverBook | None = None
     last_step: int = -1
     latest: Mapping[str, float] = field(default_factory=dict)
     started: float = field(default_factory=time.perf_counter)
@@ -70,9 +73,21 @@ class Session:
                         observation = self.monitor.observe(batch, health=timings)
         values = {**dict.fromkeys(self.latest, math.nan), **{m.key: m.value for m in observation.measurements}}
         # before the sinks: no rank waits for a tracker
-        actions, self.latest = self.ranks.broadcast((observation.actions, values))
+        actions, self.latest, states = self.ranks.broadcast((observation.actions, values, observation.states))
+        if self.book is not None:
+            changes = self.book.advance(step, actions=actions, states=states, values=self.latest)
+            self.note(*changes)
+            observation = replace(observation, mitigations=self.book.levels, changes=changes)
         self._emit(observation)
         return actions
+
+    def note(self, *changes: LeverEvent) -> None:
+        """Record what levers did."""
+        history = self.monitor.history
+        for change in changes if self.ranks.main else ():
+            with self.health.shield("disk", "levers"):
+                if history is not None:
+                    history.note(change)
 
     def _sample(self, step: int) -> SampleBatch | str:
         """This rank's share of the batch, or what went wrong."""
