@@ -25,7 +25,7 @@ class EntropyLever:
     def __init__(self, trainer: Any, settings: EntropyBandSettings) -> None:
         self.trainer, self.band, self.strength = trainer, EntropyBand(settings), 0.0
         self._base, self._enabled = float(trainer.entropy_coef), bool(trainer._entropy_bonus_enabled)
-        self._counted = 0
+        self._read: tuple[Any, int] = None, 0  # the trainer's list, which is another one once it was logged
         self._seen: bool | None = None
 
     @staticmethod
@@ -62,9 +62,9 @@ class EntropyLever:
         """Read the entropy of the step from the trainer's own metrics; calibrate on it first, control by it later."""
         rows = self.trainer._metrics["train"]
         entropies = rows.get("entropy", [])
-        self._counted = self._counted if len(entropies) >= self._counted else 0  # logged, and cleared
-        fresh = [float(value) for value in entropies[self._counted :]]
-        self._counted = len(entropies)
+        known, count = self._read
+        fresh = [float(value) for value in entropies[count if known is entropies else 0 :]]
+        self._read = entropies, len(entropies)
         if self.strength > 0 and self.band.coefficient > 0 and rows.get("entropy_coef"):
             used = float(rows["entropy_coef"][-1])
             self._seen = abs(used - float(self.trainer.entropy_coef)) < 1e-12
