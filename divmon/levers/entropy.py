@@ -53,7 +53,7 @@ class EntropyLever:
         if strength > 0:
             self.trainer._entropy_bonus_enabled = True
         else:
-            self.band.coefficient = 0.0
+            self.band.reset()
             self.trainer._entropy_bonus_enabled = self._enabled
         self._seen = None
         self._write()
@@ -65,7 +65,7 @@ class EntropyLever:
         known, count = self._read
         fresh = [float(value) for value in entropies[count if known is entropies else 0 :]]
         self._read = entropies, len(entropies)
-        if self.strength > 0 and self.band.coefficient > 0 and rows.get("entropy_coef"):
+        if self.strength > 0 and self.band.bonus > 0 and rows.get("entropy_coef"):
             used = float(rows["entropy_coef"][-1])
             self._seen = abs(used - float(self.trainer.entropy_coef)) < 1e-12
         if not fresh:
@@ -83,12 +83,13 @@ class EntropyLever:
 
     def state(self) -> dict[str, Any]:
         """The entropies of the first steps, and the coefficient."""
-        return {"seen": list(self.band.seen), "coefficient": self.band.coefficient}
+        return {"seen": list(self.band.seen), "coefficient": self.band.coefficient, "bonus": self.band.bonus}
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Go on with them."""
         self.band.seen = [float(value) for value in state.get("seen", ())]
         self.band.coefficient = float(state.get("coefficient", 0.0))
+        self.band.bonus = float(state.get("bonus", 0.0))
         self._write()
 
     def detach(self) -> None:
@@ -96,4 +97,4 @@ class EntropyLever:
         self.set(0.0)
 
     def _write(self) -> None:
-        self.trainer.entropy_coef = self._base + self.strength * self.band.coefficient
+        self.trainer.entropy_coef = self._base + self.strength * self.band.bonus

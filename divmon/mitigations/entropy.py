@@ -17,14 +17,14 @@ from divmon.mitigations.settings import EntropyBandSettings
 
 
 def controlled(coefficient: float, entropy: float, *, low: float, high: float, step: float, most: float) -> float:
-    """The coefficient after a step with this entropy: up below `low`, down above `high`, within 0 and `most`.
+    """The coefficient after a step with this entropy: up to `low`, down above `high`, within 0 and `most`.
 
     >>> controlled(0.01, 0.2, low=0.5, high=1.0, step=0.005, most=0.1)
     0.015
     >>> controlled(0.01, 1.5, low=0.5, high=1.0, step=0.05, most=0.1)
     0.0
     """
-    change = step if entropy < low else -step if entropy > high else 0.0
+    change = step if entropy <= low else -step if entropy > high else 0.0
     return min(max(coefficient + change, 0.0), most)
 
 
@@ -35,18 +35,20 @@ class EntropyBand:
     Attributes:
         settings: Width of the band, speed and cap.
         seen: The entropies of the first steps.
-        coefficient: What the bonus is multiplied by.
+        coefficient: Where the controller stands.
+        bonus: What the entropy is paid with at the next step: the coefficient, and nothing while above the band.
 
     >>> band = EntropyBand(EntropyBandSettings(calibrate=2))
     >>> band.calibrate([2.0, 1.0]); band.target
     1.5
-    >>> band.move(1.0), band.move(1.5), band.move(2.0)
-    (0.005, 0.005, 0.0)
+    >>> band.move(1.0), band.move(1.0), band.move(1.5), band.move(2.0), band.coefficient
+    (0.005, 0.01, 0.01, 0.0, 0.005)
     """
 
     settings: EntropyBandSettings
     seen: list[float] = field(default_factory=list)
     coefficient: float = 0.0
+    bonus: float = 0.0
 
     @property
     def target(self) -> float | None:
@@ -60,10 +62,15 @@ class EntropyBand:
         self.seen = [*self.seen, *entropies][: self.settings.calibrate]
 
     def move(self, entropy: float) -> float:
-        """The coefficient after a step with this entropy (unchanged before the band is known)."""
+        """The bonus after a step with this entropy (unchanged before the band is known)."""
         target, s = self.target, self.settings
         if target is not None:
             self.coefficient = controlled(
                 self.coefficient, entropy, low=s.low * target, high=s.high * target, step=s.step, most=s.most
             )
-        return self.coefficient
+            self.bonus = self.coefficient if entropy <= s.high * target else 0.0
+        return self.bonus
+
+    def reset(self) -> None:
+        """Begin again at 0; the band stays."""
+        self.coefficient = self.bonus = 0.0

@@ -289,6 +289,8 @@ def test_the_band_is_calibrated_on_the_first_steps_and_pulls_both_ways() -> None
     band.calibrate([1.0, 1.0])
     band.calibrate([1.0, 99.0])
     assert band.target == 1.0
-    assert [round(band.move(h), 4) for h in (0.7, 0.7, 0.7, 1.0, 1.3, 1.3, 1.3)] == [
-        0.01, 0.02, 0.025, 0.025, 0.015, 0.005, 0.0,
+    assert [round(band.move(h), 4) for h in (0.7, 0.7, 0.7, 1.0, 1.3, 1.3, 1.0)] == [
+        0.01, 0.02, 0.025, 0.025, 0.0, 0.0, 0.005,
     ]  # fmt: skip
+    band.reset()
+    assert (band.move(1.0), band.target) == (0.0, 1.0)
