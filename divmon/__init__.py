@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from divmon.errors import ConfigError, DivmonError
     from divmon.history import History
     from divmon.metrics import METRICS
+    from divmon.mitigations import divpo_pairs
     from divmon.models.programs import CodeJudge
     from divmon.monitor import Monitor, replay
     from divmon.probes import ProbeSet
@@ -41,6 +42,7 @@ _HOME = {
     "Rule": "alarms",
     "SampleBatch": "records",
     "Settings": "config",
+    "divpo_pairs": "mitigations",
     "read_completions": "samplers.file",
     "replay": "monitor",
     "watch": "attach",
@@ -60,6 +62,7 @@ __all__ = [
     "Rule",
     "SampleBatch",
     "Settings",
+    "divpo_pairs",
     "read_completions",
     "replay",
     "watch",
