@@ -77,9 +77,9 @@ class Board:
         """Set every lever to what `book` says."""
         for name, strength in book.strengths.items():
             if strength != self._set[name]:
+                self._set[name] = strength  # also where it fails: ranks must agree on who is asked for a verdict
                 with self.health.shield("mitigation", name):
                     self.carriers[name].set(strength)
-                    self._set[name] = strength
 
     def tick(self) -> None:
         """A training step is over."""

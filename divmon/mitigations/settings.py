@@ -18,7 +18,8 @@ class LeverSettings:
 
     Attributes:
         cooling: Steps a lever still acts once its alarm has resolved, and steps it waits after it has overshot.
-        overshoot: Token entropy or length of the probes above this multiple of its first value backs the lever off.
+        overshoot: Token entropy or length of the probes above this multiple of its first value backs the lever off
+            (where `token_entropy` and `length` are measured, as they are by default).
     """
 
     cooling: int = 50

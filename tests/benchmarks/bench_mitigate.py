@@ -2,9 +2,10 @@
 
     python tests/benchmarks/bench_mitigate.py                     # 5 seeds, about 15 minutes on one core
     python tests/benchmarks/bench_mitigate.py --seeds 1 --steps 40
+    python tests/benchmarks/bench_mitigate.py --lever entropy_band
 
 Each seed trains the packaged model with GRPO twice on four fifths of the sums, with the ordinary correctness reward:
-once with an alarm that only warns, once with one that applies `diversity_reward`. The other fifth is probed. Runs are
+once with an alarm that only warns, once with one that applies a lever (`diversity_reward` unless named). The other fifth is probed. Runs are
 compared where both first reach the highest pass@1 that both reach (never at equal steps), by the effective number of
 formats among correct completions, which the reward pays for, and by the effective number of wordings (Hill number of
 order 2 of the TF-IDF kernel among a prompt's correct completions, over pairs), which it does not.
@@ -142,15 +143,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=60)
+    parser.add_argument("--lever", default="diversity_reward")
     parser.add_argument("--curves", action="store_true", help="also print both curves of each seed")
     args = parser.parse_args()
     rows = []
     for seed in range(args.seeds):
         with tempfile.TemporaryDirectory() as folder:
             plain = train(Path(folder) / "plain", seed=seed, steps=args.steps, then=["warn"])
-            helped = train(
-                Path(folder) / "helped", seed=seed, steps=args.steps, then=[{"diversity_reward": {"cooling": 20}}]
-            )
+            lever = {args.lever: {"cooling": 20}}
+            helped = train(Path(folder) / "helped", seed=seed, steps=args.steps, then=[lever])
         rows.append(compare(plain, helped))
         if args.curves:
             for name, run in (("plain", plain), ("helped", helped)):

@@ -21,7 +21,8 @@ from divmon.mitigations.diversity import clusters, components, factors, shaped
 from divmon.mitigations.entropy import EntropyBand
 from divmon.mitigations.gate import gate_weights, marginal_value
 from divmon.mitigations.settings import SETTINGS, EntropyBandSettings, GateSettings, LeverSettings
-from divmon.records import LEVERS, Action, LeverEvent, Measurement
+from divmon.records import LEVERS, Action, LeverEvent, Measurement, Observation
+from divmon.sinks.base import curves
 
 FIRING, CALM = {"narrow/poems": "firing"}, {"narrow/poems": "inactive"}
 ASK = (Action("gate", "narrow", "vendi fell."),)
@@ -146,6 +147,11 @@ def test_changes_are_on_disk_and_a_resume_takes_those_after_it_back(tmp_path: An
     again.rewind(4)
     assert again.mitigations == changes[:2]
     assert History.read(tmp_path / "run").mitigations == changes[:2]
+
+
+def test_trackers_get_a_curve_for_each_lever() -> None:
+    observation = Observation(3, (), mitigations={"gate": 2.0})
+    assert curves(observation) == {"divmon/mitigation/gate": 2.0}
 
 
 # --- settings ---------------------------------------------------------------------------------------------------------
