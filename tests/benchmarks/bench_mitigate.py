@@ -5,10 +5,11 @@
     python tests/benchmarks/bench_mitigate.py --lever entropy_band
 
 Each seed trains the packaged model with GRPO twice on four fifths of the sums, with the ordinary correctness reward:
-once with an alarm that only warns, once with one that applies a lever (`diversity_reward` unless named). The other fifth is probed. Runs are
-compared where both first reach the highest pass@1 that both reach (never at equal steps), by the effective number of
-formats among correct completions, which the reward pays for, and by the effective number of wordings (Hill number of
-order 2 of the TF-IDF kernel among a prompt's correct completions, over pairs), which it does not.
+once with an alarm that only warns, once with one that applies a lever (`diversity_reward` unless another is named). The
+other fifth is probed. Runs are compared where both first reach the highest pass@1 that both reach (never at equal
+steps), by the effective number of formats among correct completions, which the reward pays for, and by the effective
+number of wordings (Hill number of order 2 of the TF-IDF kernel among a prompt's correct completions, over pairs), which
+it does not.
 """
 
 from __future__ import annotations
