@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from divmon.errors import ConfigError
-from divmon.levers.groups import Groups, GroupSeam, refuse_without_groups
+from divmon.levers.groups import Groups, GroupSeam, Unmoved, refuse_without_groups
 from divmon.mitigations.diversity import Labeller, clusters, factors, shaped
 from divmon.mitigations.settings import DiversityRewardSettings
 
@@ -37,6 +37,7 @@ class DiversityReward:
     ) -> None:
         self.seam, self.settings, self.correct_at, self.classifier = seam, settings, correct_at, classifier
         self.strength = 0.0
+        self.unmoved = Unmoved(self.name, correct_at)
 
     @staticmethod
     def check(trainer: Any) -> None:
@@ -94,7 +95,10 @@ class DiversityReward:
         counted = known >= self.correct_at if s.correct_only else np.isfinite(groups.rewards)
         factor = factors(alike, counted, floor=s.floor)
         ones = np.ones_like(factor)
-        return np.where(known > 0, shaped(ones, factor, weight=s.weight * self.strength), ones)
+        factor = np.where(known > 0, shaped(ones, factor, weight=s.weight * self.strength), ones)
+        moved = np.ptp(np.where(known > 0, known * factor, 0.0) - np.maximum(known, 0.0), axis=1) > 1e-9
+        self.unmoved.see(moved=bool(moved.any()), reached=bool(counted.any()), main=self.seam.main)
+        return factor
 
 
 def _standard(values: np.ndarray) -> np.ndarray:

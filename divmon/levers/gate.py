@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from divmon.levers.groups import Groups, GroupSeam, refuse_without_groups
+from divmon.levers.groups import Groups, GroupSeam, Unmoved, refuse_without_groups
 from divmon.mitigations.gate import gate_weights
 from divmon.mitigations.settings import GateSettings
 
@@ -30,6 +30,7 @@ class Gate:
     def __init__(self, seam: GroupSeam, settings: GateSettings, *, correct_at: float) -> None:
         self.seam, self.correct_at, self.strength = seam, correct_at, 0.0
         self._seen: bool | None = None
+        self.unmoved = Unmoved(self.name, correct_at)
         self.weights = gate_weights(int(seam.trainer.num_generations), k=settings.k, tau=settings.tau)
 
     @staticmethod
@@ -77,4 +78,6 @@ class Gate:
     def _weigh(self, groups: Groups) -> np.ndarray:
         known = np.nan_to_num(groups.rewards, nan=-np.inf)
         solved = (known >= self.correct_at).sum(axis=1)
-        return np.asarray(1.0 - self.strength * (1.0 - self.weights[solved]))
+        weights = np.asarray(1.0 - self.strength * (1.0 - self.weights[solved]))
+        self.unmoved.see(moved=bool((weights < 1).any()), reached=bool(solved.any()), main=self.seam.main)
+        return weights

@@ -8,6 +8,7 @@ work on what was gathered, with the completions gathered too. Reward functions s
 from __future__ import annotations
 
 import inspect
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +18,8 @@ import numpy as np
 from divmon.errors import ConfigError, DivmonError
 from divmon.health import Health
 
+log = logging.getLogger("divmon")
+PATIENCE = 20  # batches
 REWARDS, SCORE = "_calculate_rewards", "_generate_and_score_completions"
 
 
@@ -58,6 +61,33 @@ def refuse_without_groups(trainer: Any, lever: str) -> None:
         raise ConfigError(f"{lever} compares completions of a prompt; num_generations is {trainer.num_generations}.")
 
 
+@dataclass
+class Unmoved:
+    """Says, once, that a lever acts and changes nothing in what the policy draws.
+
+    Attributes:
+        lever: Its name.
+        correct_at: A completion of at least this reward is correct.
+        batches: In a row that it has left as they were.
+        said: Whether it was said.
+    """
+
+    lever: str
+    correct_at: float
+    batches: int = 0
+    said: bool = False
+
+    def see(self, *, moved: bool, reached: bool, main: bool) -> None:
+        """Take in a batch: whether the lever `moved` anything in it, whether any completion `reached` correctness."""
+        self.batches = 0 if moved else self.batches + 1
+        if self.batches < PATIENCE or self.said:
+            return
+        self.said = True
+        why = f"no reward reaches correct_at={self.correct_at:g}" if not reached else "every group is alike to it"
+        if main:
+            log.warning("divmon: %s has acted on %d batches and changed nothing: %s", self.lever, self.batches, why)
+
+
 class GroupSeam:
     """Stands between the trainer's rewards and its advantages. With nothing to do it passes everything on untouched.
 
@@ -84,6 +114,11 @@ class GroupSeam:
         self._signature = inspect.signature(self._rewards)
         setattr(trainer, REWARDS, self._on_rewards)
         setattr(trainer, SCORE, self._on_score)
+
+    @property
+    def main(self) -> bool:
+        """Whether this rank speaks for all."""
+        return int(self.trainer.accelerator.process_index) == 0
 
     def detach(self) -> None:
         """Unwrap the trainer."""

@@ -225,6 +225,29 @@ def test_a_lever_that_fails_leaves_rewards_alone_and_is_counted(
     assert out[-1].health["mitigation_failures"] > 0
 
 
+@pytest.mark.parametrize(
+    ("then", "reward", "why"),
+    [
+        ({"diversity_reward": {"by": "text"}}, 0.4, "no reward reaches correct_at=0.5"),
+        ({"diversity_reward": {"by": "answer"}}, 1.0, "every group is alike to it"),
+        ("gate", 0.4, "no reward reaches correct_at=0.5"),
+    ],
+)
+def test_a_lever_that_changes_nothing_says_why(
+    tiny: Any, then: Any, reward: float, why: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: Any
+) -> None:
+    monkeypatch.setattr("divmon.levers.groups.PATIENCE", 3)
+    monkeypatch.setattr("divmon.mitigations.diversity.extract_answer", lambda text: "4")
+
+    def always(completions: list[str], **_: Any) -> list[float]:
+        return [reward] * len(completions)
+
+    train(tiny.grpo, tmp_path, then, breaks=lambda step: step >= 2, rewards=always)
+    name = then if isinstance(then, str) else next(iter(then))
+    said = f"divmon: {name} has acted on 3 batches and changed nothing: {why}"
+    assert [record.message for record in caplog.records].count(said) == 1
+
+
 def test_a_resumed_run_goes_on_with_its_levers(tiny: Any, tmp_path: Path) -> None:
     then = {"entropy_band": {"cooling": 2, "calibrate": 2, "low": 5.0, "high": 6.0, "step": 0.01, "most": 0.05}}
     whole = train(tiny.grpo, tmp_path / "whole", then, rewards=every_one)
