@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from divmon.history import History
     from divmon.measuring import measure
     from divmon.metrics import METRICS
+    from divmon.mitigations import divpo_pairs
     from divmon.models.programs import CodeJudge
     from divmon.monitor import Monitor, replay
     from divmon.probes import ProbeSet
@@ -42,6 +43,7 @@ _HOME = {
     "Rule": "alarms",
     "SampleBatch": "records",
     "Settings": "config",
+    "divpo_pairs": "mitigations",
     "measure": "measuring",
     "read_completions": "samplers.file",
     "replay": "monitor",
@@ -62,6 +64,7 @@ __all__ = [
     "Rule",
     "SampleBatch",
     "Settings",
+    "divpo_pairs",
     "measure",
     "read_completions",
     "replay",

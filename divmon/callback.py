@@ -12,7 +12,8 @@ from divmon import compat
 from divmon.config import Settings, SettingsKwargs, plan
 from divmon.errors import ConfigError
 from divmon.health import Health
-from divmon.opening import foretell, run_folder, start
+from divmon.levers.board import Board, check_levers
+from divmon.opening import foretell, run_folder, saved_state, start
 from divmon.records import Action
 from divmon.samplers.guard import same_streams
 from divmon.samplers.ranks import Ranks
@@ -44,6 +45,7 @@ class DiversityCallback(TrainerCallback):  # type: ignore[misc]
         self.plan = plan(Settings.make({**given, **settings}))
         self.trainer: Any = None
         self.session: Session | None = None
+        self.board: Board | None = None  # levers that rules ask for
         self.catches_stop = False  # whether somebody around train() catches StopTraining
         self._asked: set[str] = set()  # "save", until a checkpoint is written, and "stop"
         self._boundary = Health(strict=self.plan.settings.strict)
@@ -85,8 +87,9 @@ class DiversityCallback(TrainerCallback):  # type: ignore[misc]
         session.last_step = ranks.broadcast(session.last_step)
         self.session = session
         with self._boundary.shield("monitor", "start"), same_streams():
+            self._raise_board(session, state)
             if session.last_step < 0:  # a resumed run has its baseline, and its cadence
-                self._take(session.evaluate(state.global_step))
+                self._evaluate(state)
                 foretell(session, steps=state.max_steps)
         self._boundary.opening = session.health.opening = False
 
@@ -97,8 +100,12 @@ class DiversityCallback(TrainerCallback):  # type: ignore[misc]
         with self._boundary.shield("monitor", "step"), same_streams():
             if self.session.rollouts is not None:
                 self.session.rollouts.evaluate()
+            if self.board is not None:
+                self.board.tick()
             if self.session.due(state.global_step):
-                self._take(self.session.evaluate(state.global_step))
+                self._evaluate(state)
+            if self.board is not None:
+                saved_state(state)["levers"] = self.board.state()
         self._apply(args, control)  # also what the baseline asked for: flags set then are cleared when a step begins
 
     def on_evaluate(
@@ -112,7 +119,7 @@ class DiversityCallback(TrainerCallback):  # type: ignore[misc]
             return
         with self._boundary.shield("monitor", "evaluate"), same_streams():
             if state.global_step > self.session.last_step:
-                self._take(self.session.evaluate(state.global_step))
+                self._evaluate(state)
         latest = {f"eval_divmon/{key}": value for key, value in self.session.latest.items()}
         metrics.update({key: value for key, value in latest.items() if math.isfinite(value)})
         best = f"eval_{(args.metric_for_best_model or '').removeprefix('eval_')}"
@@ -136,14 +143,50 @@ class DiversityCallback(TrainerCallback):  # type: ignore[misc]
                 self.session.evaluate(state.global_step)
         self._close()
 
+    def _evaluate(self, state: TrainerState) -> None:
+        """Evaluate, remember what alarms ask for, and set the levers. Every rank is here."""
+        session, board = self.session, self.board
+        if session is None:
+            return
+        step = int(state.global_step)
+        idle = board.idle(session.ranks.gather(board.verdicts())) if board is not None and board.waiting else []
+        self._take(session.evaluate(step))
+        if board is None or session.book is None:
+            return
+        for name in idle:
+            log.warning("divmon: the lever %s was applied and had no effect on this trainer; it is taken off", name)
+            session.note(session.book.refuse(name, step, "It was applied and had no effect on this trainer."))
+        board.apply(session.book)
+        saved_state(state)["book"] = session.book.to_json()
+
+    def _raise_board(self, session: Session, state: TrainerState) -> None:
+        """Put the levers in place, as they stood where the run resumes."""
+        if session.book is None:
+            return
+        lenses = self.plan.lenses
+        self.board = Board(
+            self.trainer,
+            self.plan.levers,
+            health=session.health,
+            correct_at=lenses.correct_at,
+            classifier=lenses.classifier,
+        )
+        if state.global_step > 0:
+            self.board.restore(saved_state(state).get("levers", {}))
+        self.board.apply(session.book)
+
     def _close(self) -> None:
         session, self.session = self.session, None
+        board, self.board = self.board, None
+        if board is not None:
+            board.detach()
         if session is not None:
             with self._boundary.shield("monitor", "end"), same_streams():
                 session.close()
 
     def _check(self, args: TrainingArguments) -> None:
         """Refuse, before the first step, what only shows when training starts."""
+        check_levers(self.plan.levers, self.trainer)
         wants_stop = any("stop" in rule.actions for rule in self.plan.rules)
         if wants_stop and compat.own_loop(self.trainer) and not self.catches_stop:
             raise ConfigError(

@@ -36,13 +36,24 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     demo = commands.add_parser("demo", help="a real GRPO run that collapses into one format, and is stopped in time")
-    demo.add_argument("--healthy", action="store_true", help="the twin whose reward pays every format: stays silent")
+    twin = demo.add_mutually_exclusive_group()
+    twin.add_argument("--healthy", action="store_true", help="the twin whose reward pays every format: stays silent")
+    twin.add_argument("--mitigate", action="store_true", help="two runs: one collapses, in one the alarm pulls a lever")
     demo.add_argument("--steps", type=int, default=60, help="GRPO steps at most (default: %(default)s)")
     demo.add_argument("--seed", type=int, default=0)
-    demo.add_argument("--out", type=Path, default=None, help="folder (default: divmon-demo, or divmon-demo-healthy)")
+    demo.add_argument("--out", type=Path, default=None, help="folder (default: divmon-demo, divmon-demo-healthy, ...)")
     demo.set_defaults(run=_demo)
 
     _measure_parser(commands)
+
+    pairs = commands.add_parser("pairs", help="preference pairs for DPO that ask for diversity, from completions")
+    pairs.add_argument("file", type=Path, help="as for measure, with 'rewards' or 'gold'")
+    pairs.add_argument("--out", type=Path, required=True, help="JSON Lines with prompt, chosen, rejected")
+    pairs.add_argument("--good", type=float, default=0.5, help="quality from which one is good (default: %(default)s)")
+    pairs.add_argument("--bad", type=float, help="quality below which one is bad (default: the same)")
+    pairs.add_argument("--share", type=float, help="instead: the best and worst share of a prompt's completions")
+    pairs.add_argument("--by", default="tfidf", help="tfidf, formats or words (default: %(default)s)")
+    pairs.set_defaults(run=_pairs)
 
     report = commands.add_parser("report", help="one HTML page about a recorded run: what collapsed, when, how sure")
     report.add_argument("folder", type=Path, metavar="RUN", help="the folder of the run")
@@ -82,10 +93,31 @@ def _measure_parser(commands: Any) -> None:
 
 
 def _demo(args: argparse.Namespace) -> int:
+    if args.mitigate:
+        from divmon.demo.mitigate import run as side_by_side
+
+        return side_by_side(args.out or Path("divmon-demo-mitigate"), steps=args.steps, seed=args.seed)
     from divmon.demo.run import run
 
     out = args.out or Path("divmon-demo-healthy" if args.healthy else "divmon-demo")
     return run(out, healthy=args.healthy, steps=args.steps, seed=args.seed)
+
+
+def _pairs(args: argparse.Namespace) -> int:
+    import json
+
+    from divmon.mitigations import divpo_pairs
+    from divmon.mitigations.pairs import summary
+    from divmon.samplers.file import read_completions
+
+    batch = read_completions(args.file)
+    rows = divpo_pairs(batch, good=args.good, bad=args.bad, share=args.share, by=args.by)
+    try:
+        args.out.write_text("".join(json.dumps(row) + "\n" for row in rows), "ascii")
+    except OSError as error:
+        raise HistoryError(f"Cannot write {args.out}: {error.strerror}.") from error
+    print(f"{summary(rows, len(batch.probes))}; written to {args.out}")
+    return 0
 
 
 def _measure(args: argparse.Namespace) -> int:

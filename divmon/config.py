@@ -6,7 +6,7 @@ import inspect
 import math
 import pkgutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -18,6 +18,7 @@ from divmon.metrics import METRICS, default_metrics, resolve
 from divmon.metrics.base import Judges, Metric
 from divmon.metrics.discovery import named_classifier
 from divmon.metrics.structure import build_classifier
+from divmon.mitigations import LeverSettings, lever_settings
 from divmon.monitor import Lenses
 from divmon.probes import ProbeSet
 from divmon.records import Decoding
@@ -187,6 +188,7 @@ class Plan:
     lenses: Lenses
     sinks: tuple[Sink, ...]
     default_sinks: bool = True
+    levers: Mapping[str, LeverSettings] = field(default_factory=dict)
 
 
 def plan(settings: Settings) -> Plan:
@@ -202,7 +204,8 @@ def plan(settings: Settings) -> Plan:
     rules = _rules(settings, metrics, probes)
     named = ["default"] if settings.sinks is None else _listed("sinks", settings.sinks)
     sinks = tuple(as_sink(sink) for sink in named if sink != "default")
-    return Plan(settings, probes, metrics, rules, lenses, sinks, default_sinks="default" in named)
+    shown = "default" in named
+    return Plan(settings, probes, metrics, rules, lenses, sinks, default_sinks=shown, levers=lever_settings(rules))
 
 
 def check_domains(rules: Iterable[Rule] | RuleSet, probes: ProbeSet) -> None:

@@ -4,7 +4,8 @@
 
     RUN/run.json                 what was measured and how; written once
     RUN/probes.jsonl             the prompts
-    RUN/history.jsonl            one line an evaluation: measurements, events, health
+    RUN/history.jsonl            one line an evaluation: measurements, events, health; a line for each change of a
+                                 lever, and for each resume
     RUN/completions/00000040.jsonl   the completions of step 40, one line a prompt
     RUN/confirmations/   what confirmations drew: the bank, the fresh completions of each, and what they have spent
 
@@ -25,20 +26,18 @@ from typing import Any, BinaryIO, TypeVar
 import numpy as np
 
 from divmon.errors import HistoryError, SignatureMismatch
-from divmon.records import (
-    AlarmEvent,
-    Decoding,
-    Measurement,
-    Probe,
-    SampleBatch,
-    Verdict,
-    as_messages,
+from divmon.plain import (
+    batch_from_rows,
+    batch_rows,
     event_from_json,
     float_from_json,
+    lever_event_from_json,
     measurement_from_json,
+    probe_from_json,
     to_json,
     verdict_from_json,
 )
+from divmon.records import AlarmEvent, LeverEvent, Measurement, Probe, SampleBatch, Verdict
 
 FORMAT = 1
 T = TypeVar("T")
@@ -117,6 +116,7 @@ class History:
         self.info = dict(info)
         self.probes = tuple(probes)
         self.evaluations: list[Evaluation] = []
+        self.mitigations: list[LeverEvent] = []  # what levers did, oldest first
         self.superseded: list[Evaluation] = []  # of branches given up by resuming from an earlier checkpoint
         self._signatures: dict[str, str] = {}
         self._unwritten: list[tuple[Any, SampleBatch | None]] = []  # lines of history.jsonl with their completions
@@ -149,11 +149,13 @@ class History:
         if not (path / "run.json").exists():
             raise HistoryError(f"No divmon run in {path} (no run.json). Pass the folder named when training started.")
         info = _read_info(path / "run.json")
-        history = cls(path, info=info, probes=_read_lines(path / "probes.jsonl", _probe_from_json))
+        history = cls(path, info=info, probes=_read_lines(path / "probes.jsonl", probe_from_json))
         for line in _read_lines(path / "history.jsonl", _line_from_json):
             if isinstance(line, Evaluation):
                 history._admit(line)
-            else:
+            elif isinstance(line, LeverEvent):
+                history.mitigations.append(line)
+            elif line is not None:
                 history._supersede(line)
         return history
 
@@ -175,6 +177,16 @@ class History:
         self._unwritten.append((evaluation, batch))
         self.flush()
 
+    def note(self, change: LeverEvent) -> None:
+        """Record what a lever did. What could not be written is written with the next line.
+
+        Raises:
+            OSError: The disk refused; nothing is lost while the process lives.
+        """
+        self.mitigations.append(change)
+        self._unwritten.append(({"mitigation": change}, None))
+        self.flush()
+
     def rewind(self, step: int) -> None:
         """Go on from a checkpoint at `step`: what was recorded after it belongs to a branch that was given up.
 
@@ -182,6 +194,7 @@ class History:
         ``STEP.superseded-N.jsonl``.
         """
         gone = [evaluation.step for evaluation in self.evaluations if evaluation.step > step]
+        # a lever changes at an evaluation, so that without evaluations to give up there are no changes either
         for path in map(self._completions, gone):
             if path.exists():
                 names = (path.with_suffix(f".superseded-{n}.jsonl") for n in range(1, 10_000))
@@ -207,6 +220,7 @@ class History:
     def _supersede(self, step: int) -> None:
         self.superseded += [evaluation for evaluation in self.evaluations if evaluation.step > step]
         self.evaluations = [evaluation for evaluation in self.evaluations if evaluation.step <= step]
+        self.mitigations = [change for change in self.mitigations if change.step <= step]
         self._signatures = {m.key: m.signature for evaluation in self.evaluations for m in evaluation.measurements}
 
     def _admit(self, evaluation: Evaluation) -> None:
@@ -223,7 +237,7 @@ class History:
 
     def _write(self, value: Any, batch: SampleBatch | None) -> None:
         if batch is not None:
-            _write_whole(self._completions(value.step), "".join(_dumps(row) + "\n" for row in _batch_rows(batch)))
+            _write_whole(self._completions(value.step), "".join(_dumps(row) + "\n" for row in batch_rows(batch)))
         line = (_dumps(value) + "\n").encode("ascii")
         with (self.path / "history.jsonl").open("a+b") as file:
             complete = _complete_bytes(file)
@@ -284,7 +298,7 @@ class History:
 
     def keep(self, name: str, batch: SampleBatch) -> None:
         """Write the completions that a confirmation drew, under `name`."""
-        _write_whole(self.confirmations / f"{name}.jsonl", "".join(_dumps(row) + "\n" for row in _batch_rows(batch)))
+        _write_whole(self.confirmations / f"{name}.jsonl", "".join(_dumps(row) + "\n" for row in batch_rows(batch)))
 
     def kept(self, name: str) -> SampleBatch:
         """The completions that `keep` wrote.
@@ -300,7 +314,7 @@ class History:
     def _batch(self, path: Path) -> SampleBatch:
         rows = _read_lines(path, dict)
         try:
-            return _batch_from_rows(rows, self.probes)
+            return batch_from_rows(rows, self.probes)
         except (ValueError, KeyError, TypeError, IndexError) as error:
             raise HistoryError(f"{path} is damaged ({type(error).__name__}: {error}).") from error
 
@@ -318,9 +332,14 @@ def _complete_bytes(file: BinaryIO) -> int:
     return 0
 
 
-def _line_from_json(row: Mapping[str, Any]) -> Evaluation | int:
-    """An evaluation, or the step from which training was resumed."""
-    return int(row["resumed_at"]) if "resumed_at" in row else _evaluation_from_json(row)
+def _line_from_json(row: Mapping[str, Any]) -> Evaluation | LeverEvent | int | None:
+    """An evaluation, a change of a lever, the step from which training was resumed; None for what later kinds say."""
+    if "resumed_at" in row:
+        return int(row["resumed_at"])
+    if "mitigation" in row:
+        return lever_event_from_json(row["mitigation"])
+    later = isinstance(row, Mapping) and bool(row) and not {"step", "measurements"} & set(row)
+    return None if later else _evaluation_from_json(row)
 
 
 def _evaluation_from_json(row: Mapping[str, Any]) -> Evaluation:
@@ -330,52 +349,4 @@ def _evaluation_from_json(row: Mapping[str, Any]) -> Evaluation:
         events=tuple(event_from_json(e) for e in row.get("events", ())),
         health={name: float_from_json(value) for name, value in row.get("health", {}).items()},
         verdicts=tuple(verdict_from_json(v) for v in row.get("verdicts", ())),
-    )
-
-
-def _probe_from_json(row: Mapping[str, Any]) -> Probe:
-    known = {k: v for k, v in row.items() if k in Probe.__dataclass_fields__}
-    if not isinstance(known["prompt"], str):
-        known["prompt"] = as_messages(known["prompt"])
-    if known.get("token_ids") is not None:
-        known["token_ids"] = tuple(known["token_ids"])
-    return Probe(**known)
-
-
-_COLUMNS = ("texts", "token_ids", "finished", "logprobs", "entropies", "rewards")
-
-
-def _floats(values: Sequence[Any]) -> np.ndarray:
-    return np.array([float_from_json(value) for value in values], dtype=float)
-
-
-def _batch_rows(batch: SampleBatch) -> Iterator[Mapping[str, Any]]:
-    names = ("step", "source", "fingerprint", "decoding")
-    yield {"prompts": len(batch.probes), **{name: getattr(batch, name) for name in names}}
-    columns = [c for c in _COLUMNS if getattr(batch, c) is not None]
-    for i, probe in enumerate(batch.probes):
-        yield {"id": probe.id, **{c: getattr(batch, c)[i] for c in columns}}
-
-
-def _batch_from_rows(rows: Sequence[Mapping[str, Any]], probes: Sequence[Probe]) -> SampleBatch:
-    head, *body = rows
-    if len(body) != head["prompts"]:
-        raise ValueError(f"it holds {len(body)} of {head['prompts']} prompts")
-    by_id = {probe.id: probe for probe in probes}
-
-    def column(name: str, convert: Any) -> Any:
-        return tuple(tuple(convert(v) for v in row[name]) for row in body) if body and name in body[0] else None
-
-    return SampleBatch(
-        step=head["step"],
-        probes=tuple(by_id.get(row["id"], Probe(row["id"], "")) for row in body),
-        texts=column("texts", str) or (),
-        token_ids=column("token_ids", tuple),
-        finished=column("finished", bool),
-        logprobs=column("logprobs", _floats),
-        entropies=column("entropies", _floats),
-        rewards=column("rewards", float_from_json),
-        decoding=Decoding(**head["decoding"]) if head["decoding"] else None,
-        source=head["source"],
-        fingerprint=head["fingerprint"],
     )

@@ -17,6 +17,7 @@ from divmon.confirming import FACTOR
 from divmon.errors import ProbeError
 from divmon.health import Health
 from divmon.history import History
+from divmon.mitigations import LeverBook
 from divmon.monitor import Monitor
 from divmon.probes import ProbeSet
 from divmon.samplers.generate import GenerateSampler
@@ -64,6 +65,10 @@ def start(plan: Plan, trainer: Any, *, model: Any, processing_class: Any) -> Ses
     every = settings.every or max(1, -(-int(trainer.state.max_steps) // EVALUATIONS))
     session = Session(probes, sampler, monitor, sinks, health, every, decoding, ranks, rewards)
     twins = _twins(sinks, trainer)
+    if plan.levers:
+        session.book = LeverBook(plan.levers)
+        if trainer.state.global_step > 0:
+            session.book.restore(saved_state(trainer.state).get("book", {}))
     session.rollouts = rollouts.start(plan, trainer, ranks=ranks, health=health, sinks=twins, decode=tokenizer.decode)
     if session.ranks.main:
         path = run_folder(plan, args)
@@ -138,14 +143,21 @@ def _twins(sinks: Sequence[Sink], trainer: Any) -> list[Sink]:
     return [chosen[sink.name]() for sink in sinks if sink.name in chosen]
 
 
+def saved_state(state: Any) -> dict[str, Any]:
+    """What divmon keeps in every checkpoint: plain JSON in the trainer's own state, live (changes are saved)."""
+    kept = getattr(state, "stateful_callbacks", None)
+    mine: dict[str, Any] = kept.setdefault(STATE_KEY, {}) if isinstance(kept, dict) else {}
+    return mine
+
+
 def _bring_along(session: Session, path: Path, state: Any) -> None:
     """The history of a run that resumes in another output folder, found through the trainer's own saved state."""
-    saved = state.stateful_callbacks if isinstance(getattr(state, "stateful_callbacks", None), dict) else {}
-    before = saved.get(STATE_KEY, {}).get("run_dir")
+    saved = saved_state(state)
+    before = saved.get("run_dir")
     with session.health.shield("disk", str(path)):
         if state.global_step > 0 and before and not path.exists() and (Path(before) / "run.json").exists():
             shutil.copytree(before, path)
-    saved[STATE_KEY] = {"version": 1, "run_dir": str(path)}  # plain JSON: it is written into every checkpoint
+    saved.update(version=1, run_dir=str(path))
 
 
 def _open_history(session: Session, path: Path, plan: Plan, step: int) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
@@ -20,7 +20,8 @@ Source = Literal["probe", "rollout", "file"]
 State = Literal["unknown", "inactive", "pending", "firing"]
 Outcome = Literal["confirmed", "refuted", "unknown"]
 OVERALL = "all"  # the domain name of a number taken over every domain
-ACTIONS = ("warn", "save", "stop")  # the actions a rule may name; each is one kind of `Action`
+LEVERS = ("diversity_reward", "gate", "entropy_band")  # actions that act until their alarm resolves
+ACTIONS = ("warn", "save", "stop", *LEVERS)  # the actions a rule may name; each is one kind of `Action`
 
 
 @dataclass(frozen=True, slots=True)
@@ -265,11 +266,32 @@ class Verdict:
 
 @dataclass(frozen=True, slots=True)
 class Action:
-    """Something the trainer's side should do: "warn", "save" or "stop". Only the callback applies it."""
+    """Something the trainer's side should do: one of `ACTIONS`. Only the callback applies it."""
 
     kind: str
     alarm: str
     reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class LeverEvent:
+    """A change of a lever: a mitigation that acts for a while.
+
+    Attributes:
+        step: When.
+        lever: One of `LEVERS`.
+        phase: "armed" (ready, or released), "applied", "cooling", or "refused" (it had no effect on this trainer).
+        strength: What it acts with from now on: 1 in full, 0 not at all.
+        alarm: The alarms it answers to, joined by commas.
+        reason: One sentence for people.
+    """
+
+    step: int
+    lever: str
+    phase: str
+    strength: float
+    alarm: str = ""
+    reason: str = ""
 
 
 @dataclass(frozen=True)
@@ -286,6 +308,8 @@ class Observation:
         batch: The completions measured.
         baseline: The completions they are compared with.
         verdicts: What confirmations found.
+        mitigations: Where each lever stands (0 armed, 1 applied, 2 cooling), logged under ``divmon/mitigation/``.
+        changes: What this evaluation changed about them.
     """
 
     step: int
@@ -297,6 +321,8 @@ class Observation:
     batch: SampleBatch | None = None
     baseline: SampleBatch | None = None
     verdicts: tuple[Verdict, ...] = ()
+    mitigations: Mapping[str, float] = field(default_factory=dict)
+    changes: tuple[LeverEvent, ...] = ()
 
     def get(self, metric: str, domain: str | None = None) -> Measurement | None:
         """The measurement of `metric` in `domain` (in the first domain that has it, without one)."""
@@ -304,65 +330,6 @@ class Observation:
             if m.metric == metric and domain in (None, m.domain):
                 return m
         return None
-
-
-def to_json(value: Any) -> Any:
-    """Turn a record into plain JSON types. NaN becomes null, infinities become strings; arrays become lists."""
-    if hasattr(value, "__dataclass_fields__"):
-        return {f.name: to_json(getattr(value, f.name)) for f in fields(value)}
-    if isinstance(value, Mapping):
-        return {str(k): to_json(v) for k, v in value.items()}
-    if isinstance(value, np.ndarray):
-        return to_json(value.tolist())
-    if isinstance(value, (list, tuple)):
-        return [to_json(v) for v in value]
-    if isinstance(value, (bool, np.bool_)):
-        return bool(value)
-    if isinstance(value, (int, np.integer)):
-        return int(value)
-    if isinstance(value, (float, np.floating)):
-        number = float(value)
-        return number if math.isfinite(number) else None if math.isnan(number) else repr(number)
-    return value if value is None or isinstance(value, str) else str(value)
-
-
-def float_from_json(value: Any) -> float:
-    """The inverse of `to_json` for a float: null is NaN, and infinities are strings.
-
-    >>> float_from_json(None), float_from_json("-inf")
-    (nan, -inf)
-    """
-    return math.nan if value is None else float(value)
-
-
-def measurement_from_json(row: Mapping[str, Any]) -> Measurement:
-    """The inverse of `to_json` for a `Measurement`, but for `details`, which stay plain JSON (null for NaN, lists)."""
-    record = Measurement(**{k: v for k, v in row.items() if k in Measurement.__dataclass_fields__})
-    return replace(
-        record,
-        value=float_from_json(record.value),
-        low=float_from_json(record.low),
-        high=float_from_json(record.high),
-        values=tuple(float_from_json(v) for v in record.values),
-    )
-
-
-def event_from_json(row: Mapping[str, Any]) -> AlarmEvent:
-    """The inverse of `to_json` for an `AlarmEvent`."""
-    record = AlarmEvent(**{k: v for k, v in row.items() if k in AlarmEvent.__dataclass_fields__})
-    return replace(
-        record,
-        value=float_from_json(record.value),
-        baseline=float_from_json(record.baseline),
-        actions=tuple(record.actions),
-    )
-
-
-def verdict_from_json(row: Mapping[str, Any]) -> Verdict:
-    """The inverse of `to_json` for a `Verdict`."""
-    record = Verdict(**{k: v for k, v in row.items() if k in Verdict.__dataclass_fields__})
-    numbers = ("level", "p", "estimate", "low", "high", "spent", "left")
-    return replace(record, **{name: float_from_json(getattr(record, name)) for name in numbers})  # type: ignore[arg-type]
 
 
 def as_messages(value: Any) -> tuple[Message, ...]:

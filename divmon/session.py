@@ -10,9 +10,10 @@ from functools import partial
 
 from divmon.confirming import DrawFailed
 from divmon.health import Health
+from divmon.mitigations import LeverBook
 from divmon.monitor import Monitor
 from divmon.probes import ProbeSet
-from divmon.records import Action, Decoding, Observation, Probe, SampleBatch
+from divmon.records import Action, Decoding, LeverEvent, Observation, Probe, SampleBatch
 from divmon.rollouts import RolloutWatch
 from divmon.samplers.base import Sampler
 from divmon.samplers.ranks import Ranks, merge
@@ -43,6 +44,7 @@ class Session:
         ranks: This process among the others.
         rewards: Adds rewards to a batch; None when the user did not ask for them.
         rollouts: Measures what the trainer generates itself; None where it generates nothing.
+        book: Where the levers that rules ask for stand, on every rank; None when no rule asks for one.
         last_step: The newest step evaluated, here or before a resume.
         latest: ``domain/metric`` to value at that step, on every rank; NaN where it could not be measured.
     """
@@ -57,6 +59,7 @@ class Session:
     ranks: Ranks = field(default_factory=Ranks)
     rewards: Callable[[SampleBatch], SampleBatch] | None = None
     rollouts: RolloutWatch | None = None
+    book: LeverBook | None = None
     last_step: int = -1
     latest: Mapping[str, float] = field(default_factory=dict)
     started: float = field(default_factory=time.perf_counter)
@@ -80,9 +83,21 @@ class Session:
                 self._serve(step)
         values = {**dict.fromkeys(self.latest, math.nan), **{m.key: m.value for m in observation.measurements}}
         # before the sinks: no rank waits for a tracker
-        actions, self.latest = self.ranks.broadcast((observation.actions, values))
+        actions, self.latest, states = self.ranks.broadcast((observation.actions, values, observation.states))
+        if self.book is not None:
+            changes = self.book.advance(step, actions=actions, states=states, values=self.latest)
+            self.note(*changes)
+            observation = replace(observation, mitigations=self.book.levels, changes=changes)
         self._emit(observation)
         return actions
+
+    def note(self, *changes: LeverEvent) -> None:
+        """Record what levers did."""
+        history = self.monitor.history
+        for change in changes if self.ranks.main else ():
+            with self.health.shield("disk", "levers"):
+                if history is not None:
+                    history.note(change)
 
     def _observe(self, step: int, batch: SampleBatch | None, timings: Mapping[str, float]) -> Observation:
         """Rank 0 measures; while it does, it may ask every rank for fresh completions. In the end it lets them go."""

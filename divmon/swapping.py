@@ -19,7 +19,8 @@ from divmon.alarms import Rule
 from divmon.alarms.evidence import SwapTest, beyond_margin, confirm_mean, confirm_pooled
 from divmon.alarms.sentences import NO_ENCODER
 from divmon.metrics.base import Metric, MetricContext, PerPrompt, Result, evaluate
-from divmon.records import SampleBatch, Verdict, to_json
+from divmon.plain import to_json
+from divmon.records import SampleBatch, Verdict
 
 EXAMPLES, TEXTS = 3, 2  # prompts shown, and completions of each on either side
 PROMPT, CUT = 300, 400  # characters of a prompt and of a completion

@@ -53,6 +53,18 @@ def test_what_only_reads_loads_no_gpu_stack(statement, file):
     assert done.stderr == ""
 
 
+def test_pairs_for_dpo(file, tmp_path, capsys):
+    out = tmp_path / "pairs.jsonl"
+    assert main(["pairs", file, "--out", str(out)]) == 0
+    rows = [json.loads(line) for line in out.read_text().splitlines()]
+    assert [row["prompt"] for row in rows] == [row["prompt"] for row in ROWS]
+    assert all(row["chosen"].startswith("The answer is") for row in rows)
+    assert capsys.readouterr().out.startswith("7 pairs from 7 prompts; mean diversity of the chosen")
+    assert main(["pairs", file, "--out", str(tmp_path / "nowhere" / "pairs.jsonl")]) == 2
+    assert main(["pairs", file, "--out", str(out), "--by", "tfdf"]) == 2
+    assert "Did you mean 'tfidf'" in capsys.readouterr().err
+
+
 def test_the_metrics_command():
     done = run("-m", "divmon", "metrics")
     assert done.returncode == 0

@@ -14,7 +14,8 @@ from divmon.errors import HistoryError
 from divmon.history import Evaluation, History
 from divmon.metrics import METRICS, from_function
 from divmon.monitor import Lenses, Monitor, replay
-from divmon.records import Measurement, Probe, SampleBatch, to_json
+from divmon.plain import to_json
+from divmon.records import Measurement, Probe, SampleBatch
 
 PROBES = tuple(Probe(f"p{i}", f"{i}+1?", "xy"[i % 2], gold=str(i + 1), difficulty=1 + i % 3) for i in range(9))
 

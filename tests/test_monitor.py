@@ -14,7 +14,8 @@ from divmon.health import Health
 from divmon.history import History
 from divmon.metrics import METRICS, Metric, PerPrompt, Pooled, from_function, resolve
 from divmon.monitor import Lenses, Monitor, replay, summarise
-from divmon.records import Action, Decoding, Probe, SampleBatch, to_json
+from divmon.plain import to_json
+from divmon.records import Action, Decoding, Probe, SampleBatch
 from divmon.uncertainty import mean_interval
 
 PROBES = tuple(

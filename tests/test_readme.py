@@ -92,6 +92,19 @@ def test_files_it_points_to_exist() -> None:
 
 
 @pytest.mark.trainer
+def test_the_demo_that_mitigates_shows_both_runs(tmp_path: Path) -> None:
+    said = demo(tmp_path, "--mitigate", "--steps", "24")
+    out = tmp_path / "divmon-demo-mitigate"
+    alone, mitigated = (divmon.History.read(out / name) for name in ("alone", "mitigated"))
+    assert alone.mitigations == []
+    assert [change.phase for change in mitigated.mitigations][:1] == ["applied"]
+    formats = [history.series("effective_correct_formats", "sums").values[-1] for history in (alone, mitigated)]
+    assert formats[1] > 1.3 * formats[0]
+    assert f"diversity_reward applied (step {mitigated.mitigations[0].step}" in said
+    assert "At the highest pass@1 that both reach" in said
+
+
+@pytest.mark.trainer
 def test_the_demo_catches_the_collapse_and_the_readme_shows_its_alert(tmp_path: Path) -> None:
     said = demo(tmp_path)
     [alert] = [line for line in said.splitlines() if "CRITICAL one-format-takes-over" in line]

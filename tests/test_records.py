@@ -9,7 +9,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from divmon.history import Evaluation, _batch_from_rows, _batch_rows, _evaluation_from_json, _probe_from_json
+from divmon.history import Evaluation, _evaluation_from_json
+from divmon.plain import (
+    batch_from_rows,
+    batch_rows,
+    event_from_json,
+    float_from_json,
+    measurement_from_json,
+    probe_from_json,
+    to_json,
+    verdict_from_json,
+)
 from divmon.probes import ProbeSet
 from divmon.records import (
     OVERALL,
@@ -22,11 +32,6 @@ from divmon.records import (
     SampleBatch,
     Verdict,
     as_messages,
-    event_from_json,
-    float_from_json,
-    measurement_from_json,
-    to_json,
-    verdict_from_json,
 )
 
 # JSON cannot tell two escaped halves of a pair from the character they make, so halves stand alone here.
@@ -136,14 +141,14 @@ def test_an_event_of_an_older_history_is_still_read():
 @given(probes)
 @few
 def test_probes(record):
-    assert same(_probe_from_json(there_and_back(record)), record)
+    assert same(probe_from_json(there_and_back(record)), record)
 
 
 @given(st.lists(probes, min_size=1, max_size=3, unique_by=lambda probe: probe.id))
 @few
 def test_the_fingerprint_of_a_probe_set_survives_too(found):
     found = [replace(probe, domain=probe.domain if probe.domain != OVERALL else "x") for probe in found]
-    again = [_probe_from_json(there_and_back(probe)) for probe in found]
+    again = [probe_from_json(there_and_back(probe)) for probe in found]
     assert ProbeSet(tuple(again)).fingerprint == ProbeSet(tuple(found)).fingerprint
 
 
@@ -196,8 +201,8 @@ def batches(draw):
 @given(batches())
 @few
 def test_batches(batch):
-    rows = [there_and_back(row) for row in _batch_rows(batch)]
-    again = _batch_from_rows(rows, batch.probes)
+    rows = [there_and_back(row) for row in batch_rows(batch)]
+    again = batch_from_rows(rows, batch.probes)
     names = ("logprobs", "entropies") if batch.probes else ("token_ids", "finished", "logprobs", "entropies", "rewards")
     assert same(replace(again, **dict.fromkeys(names)), replace(batch, **dict.fromkeys(names)))
     for name in names if batch.probes else ():

@@ -79,12 +79,14 @@ def shortness(completions: list[str], **_: Any) -> list[float]:
     return [-len(text) / 10 for text in completions]
 
 
-def grpo(out: Path, *, callbacks: Any = (), peft: Any = None, **more: Any) -> Trainer:
+def grpo(
+    out: Path, *, callbacks: Any = (), peft: Any = None, rewards: Any = shortness, kind: Any = GRPOTrainer, **more: Any
+) -> Trainer:
     rows = Dataset.from_list([{"prompt": p, "answer": str(i)} for i, p in enumerate(PROMPTS)])
     settings = arguments(out, **{"num_generations": 4, "max_completion_length": 12, **more})
-    return GRPOTrainer(
+    return kind(
         model=gpt2(), args=GRPOConfig(**settings), train_dataset=rows, processing_class=tokenizer(),
-        reward_funcs=shortness, callbacks=list(callbacks), peft_config=peft,
+        reward_funcs=rewards, callbacks=list(callbacks), peft_config=peft,
     )  # fmt: skip
 
 
@@ -122,14 +124,14 @@ def kto(out: Path, *, callbacks: Any = (), **more: Any) -> Trainer:
     )  # fmt: skip
 
 
-def rloo(out: Path, *, callbacks: Any = (), **more: Any) -> Trainer:
+def rloo(out: Path, *, callbacks: Any = (), rewards: Any = shortness, **more: Any) -> Trainer:
     from trl import RLOOConfig, RLOOTrainer
 
     rows = Dataset.from_list([{"prompt": p, "answer": str(i)} for i, p in enumerate(PROMPTS)])
     settings = arguments(out, **{"num_generations": 4, "max_completion_length": 12, "beta": 0.0, **more})
     return RLOOTrainer(
         model=gpt2(), args=RLOOConfig(**settings), train_dataset=rows, processing_class=tokenizer(),
-        reward_funcs=shortness, callbacks=list(callbacks),
+        reward_funcs=rewards, callbacks=list(callbacks),
     )  # fmt: skip
 
 

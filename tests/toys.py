@@ -9,7 +9,8 @@ import pytest
 
 from divmon.metrics import METRICS, MetricContext, PerPrompt, Pooled, evaluate
 from divmon.metrics.base import Judges
-from divmon.records import Probe, SampleBatch, to_json
+from divmon.plain import to_json
+from divmon.records import Probe, SampleBatch
 
 P, K = 6, 5
 VOCABULARY = (

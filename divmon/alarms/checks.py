@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Literal, NamedTuple, get_args
 
 from divmon.errors import ConfigError, suggest, unknown
-from divmon.records import ACTIONS, Action, AlarmEvent, Severity
+from divmon.records import ACTIONS, LEVERS, Action, AlarmEvent, Severity
 
 Kind = Literal["drop", "rise", "below", "above", "outside", "absent"]
 Evidence = Literal["screen", "confirm"]
@@ -82,6 +82,35 @@ class Amount(NamedTuple):
         return f"{100 * self.amount:.4g} %" if self.relative else f"{self.amount:.4g}"
 
 
+class Request(NamedTuple):
+    """An action in `then` with settings of its own: ``{diversity_reward: {weight: 0.3}}``.
+
+    >>> Request.of({"gate": {"k": 8}}).plain
+    {'gate': {'k': 8}}
+    """
+
+    action: str
+    settings: Mapping[str, Any]
+
+    @classmethod
+    def of(cls, value: Mapping[Any, Any]) -> Request:
+        """Read a mapping of one action to its settings (which are checked by whoever carries them out)."""
+        [(action, settings)] = value.items() if len(value) == 1 else [(None, None)]
+        if not isinstance(action, str) or not isinstance(settings, (Mapping, type(None))):
+            text = f"`then` lists names of actions, or one with its settings ({{gate: {{k: 8}}}}), not {dict(value)!r}."
+            raise RuleError(text, key="then")
+        if action not in LEVERS:
+            known = action in ACTIONS
+            why = f"{action!r} takes no settings; write it alone." if known else str(unknown("action", action, LEVERS))
+            raise RuleError(why, key="then")
+        return cls(action, {str(key): value for key, value in (settings or {}).items()})
+
+    @property
+    def plain(self) -> dict[str, Any]:
+        """What `of` reads back as exactly this."""
+        return {self.action: dict(self.settings)}
+
+
 def number(value: Any, key: str) -> float:
     """`value` as a finite float; ``"1e-3"``, which YAML reads as a word, is one too."""
     try:
@@ -95,7 +124,9 @@ def number(value: Any, key: str) -> float:
 
 
 def name_of(function: Any) -> str:
-    """The name under which a function in `then` is known."""
+    """The name under which a step of `then` is known."""
+    if isinstance(function, (str, Request)):
+        return function if isinstance(function, str) else function.action
     return str(getattr(function, "__name__", type(function).__name__))
 
 
@@ -141,10 +172,11 @@ def _exceptions(values: Mapping[str, Any]) -> tuple[str, ...]:
 
 def _filled(values: Mapping[str, Any]) -> Values:
     then = values["then"]
-    then = (then,) if isinstance(then, str) or callable(then) else then
+    then = (then,) if isinstance(then, (str, Mapping, Request)) or callable(then) else then
     if not isinstance(then, (tuple, list)):
         raise RuleError(f"`then` is a list of actions such as [warn, save], not {then!r}.", key="then")
-    filled: Values = {**values, "then": tuple(then), "except_": _exceptions(values)}
+    steps = tuple(Request.of(step) if isinstance(step, Mapping) else step for step in then)
+    filled: Values = {**values, "then": steps, "except_": _exceptions(values)}
     if filled["for_"] is None:
         filled["for_"] = 1 if filled["severity"] == "critical" else 2
     for key in ("by", "tolerate"):
@@ -230,10 +262,12 @@ def _check_count(key: str, count: Any, verb: str) -> None:
 
 
 def _check_then(then: tuple[Any, ...]) -> None:
-    names = [step if isinstance(step, str) else name_of(step) for step in then]
+    names = [name_of(step) for step in then]
     for step, name in zip(then, names, strict=True):
         if callable(step):
             _check_function(step)
+        elif isinstance(step, Request):
+            Request.of(step.plain)
         elif not isinstance(step, str):
             raise RuleError(f"`then` lists names of actions such as save, not {step!r}.", key="then")
         elif step not in ACTIONS:

@@ -156,7 +156,7 @@ def restore_rules(
     known = functions or {}
 
     def step(value: Any) -> Any:
-        if not isinstance(value, Mapping):
+        if not isinstance(value, Mapping) or "call" not in value:
             return value
         name = str(value["call"])
         return known.get(name, _Recorded(name))

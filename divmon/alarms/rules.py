@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import KW_ONLY, dataclass, fields
 from typing import Any
 
-from divmon.alarms.checks import Amount, Evidence, Kind, Reaction, RuleError, checked, name_of
+from divmon.alarms.checks import Amount, Evidence, Kind, Reaction, Request, RuleError, checked, name_of
 from divmon.errors import unknown
 from divmon.records import OVERALL, Severity
 
@@ -39,7 +39,8 @@ class Rule:
         evidence: "confirm": once the screen has held, fresh completions decide, within the run's alpha. "screen": the
             screen alone, which promises no error rate. None: "confirm" for critical drop, rise and outside with `by`.
         weight: Its share of the run's alpha, relative to the other alarms that are confirmed.
-        then: What to ask for when it fires: "warn", "save", "stop", or a function of (event, context).
+        then: What to ask for when it fires: "warn", "save", "stop", a lever ("diversity_reward", "gate",
+            "entropy_band"; with settings as in ``{"gate": {"k": 8}}``), or a function of (event, context).
 
     >>> rule = Rule("creative-collapse", metric="tfidf_distance", domain="creative", rule="drop", by="20%")
     >>> rule.by, rule.hold, breached(rule, 0.7, 0.9), breached(rule, 0.8, 0.9)
@@ -62,7 +63,7 @@ class Rule:
     severity: Severity = "warning"
     evidence: Evidence | None = None
     weight: float = 1.0
-    then: tuple[str | Reaction, ...] = ("warn",)
+    then: tuple[str | Request | Reaction, ...] = ("warn",)
 
     def __post_init__(self) -> None:
         try:
@@ -110,12 +111,17 @@ class Rule:
     @property
     def functions(self) -> dict[str, Reaction]:
         """The functions among `then`, by name."""
-        return {name_of(step): step for step in self.then if not isinstance(step, str)}
+        return {name_of(step): step for step in self.then if not isinstance(step, (str, Request))}
 
     @property
     def actions(self) -> tuple[str, ...]:
         """The names of `then`, in order."""
-        return tuple(step if isinstance(step, str) else name_of(step) for step in self.then)
+        return tuple(name_of(step) for step in self.then)
+
+    @property
+    def settings(self) -> dict[str, Mapping[str, Any]]:
+        """The settings of the actions among `then` that have some, by action."""
+        return {step.action: step.settings for step in self.then if isinstance(step, Request)}
 
     def check_known(self, metrics: Iterable[str] | None, domains: Iterable[str] | None = None) -> None:
         """Raise a `ConfigError` unless the metric and the domain exist. None: nobody knows what exists."""
@@ -161,8 +167,12 @@ class Rule:
         for key in ("by", "tolerate"):
             plain[key] = None if plain[key] is None else Amount.of(plain[key]).plain
         plain["except"] = list(self.except_) or None
-        plain["then"] = [step if isinstance(step, str) else {"call": name_of(step)} for step in self.then]
+        plain["then"] = [_plain(step) for step in self.then]
         return {key: value for key, value in plain.items() if value is not None}
+
+
+def _plain(step: str | Request | Reaction) -> Any:
+    return step if isinstance(step, str) else step.plain if isinstance(step, Request) else {"call": name_of(step)}
 
 
 _FIELDS = {f.name.rstrip("_"): f.name for f in fields(Rule)}  # the key in a file -> the field

@@ -33,20 +33,13 @@ def run(out: Path, *, healthy: bool, steps: int, seed: int) -> int:
     Returns:
         Exit status: 0 when the collapse was caught (healthy: when nothing fired), 1 when not.
     """
-    _offline(out)
-    import torch
-    from transformers.utils import logging
+    quiet(out)
+    from divmon.demo import picture, training
 
-    from divmon.demo import picture, sums, training
-
-    torch.set_num_threads(1)  # so small a model is no faster on two
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    warnings.filterwarnings("ignore", category=FutureWarning)  # Transformers on TRL's use of it
     trainer = training.grpo_trainer(
-        output_dir=out, healthy=healthy, steps=steps, seed=seed, callbacks=[_callback(sums)], report_to="wandb"
+        output_dir=out, healthy=healthy, steps=steps, seed=seed, callbacks=[watching(RULES)], report_to="wandb"
     )
-    trainer.remove_callback(_printer())
+    trainer.remove_callback(printer())
     print(_intro(healthy, steps), flush=True)
     trainer.train()
     history = _history(out)
@@ -58,8 +51,10 @@ def run(out: Path, *, healthy: bool, steps: int, seed: int) -> int:
     return 0 if bool(fired) != healthy else 1
 
 
-def _callback(sums: Any) -> Any:
+def watching(rules: list[dict[str, Any]]) -> Any:
+    """The callback of the demo's runs, with alarms of one's own."""
     from divmon.callback import DiversityCallback
+    from divmon.demo import sums
 
     chosen = sums.prompts()[::6]
     probes = [
@@ -72,12 +67,12 @@ def _callback(sums: Any) -> Any:
         k=8,
         formats=sums.label,
         quality=lambda probe, text: float(sums.is_correct(text, int(probe.gold))),
-        alarms=RULES,
+        alarms=rules,
     )
 
 
-def _offline(out: Path) -> None:
-    """No account and no network: W&B writes beside the run, nothing is looked up."""
+def quiet(out: Path) -> None:
+    """No account and no network: W&B writes beside the run, nothing is looked up. And no chatter, and one thread."""
     out.mkdir(parents=True, exist_ok=True)
     settings = {
         "WANDB_MODE": "offline",
@@ -90,9 +85,17 @@ def _offline(out: Path) -> None:
     }
     for name, value in settings.items():
         os.environ.setdefault(name, value)
+    import torch
+    from transformers.utils import logging
+
+    torch.set_num_threads(1)  # so small a model is no faster on two
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    warnings.filterwarnings("ignore", category=FutureWarning)  # Transformers on TRL's use of it
 
 
-def _printer() -> Any:
+def printer() -> Any:
+    """The callback that prints the trainer's own rows, to be taken off."""
     from transformers import PrinterCallback
 
     return PrinterCallback
@@ -139,6 +142,7 @@ def _ending(out: Path, image: Path, fired: list[Any], *, healthy: bool, steps: i
             "Next:",
             f"  {f'divmon report {out}':<40} one page about this run, to open in a browser",
             f"  {again:<40} the twin of this run",
+            f"  {'divmon demo --mitigate':<40} this run, and one in which the alarm changes the reward instead",
             "  callbacks=[divmon.DiversityCallback()]   the one line for your own trainer",
         )
     )

@@ -37,6 +37,7 @@ def grpo_trainer(
     seed: int = 0,
     callbacks: Sequence[TrainerCallback] = (),
     report_to: str = "none",
+    prompts: Sequence[sums.Sum] | None = None,
 ) -> GRPOTrainer:
     """Build a GRPO run on the toy task that a laptop's CPU finishes in about a minute.
 
@@ -48,6 +49,7 @@ def grpo_trainer(
         seed: of the order of prompts and of the sampling.
         callbacks: attached to the trainer.
         report_to: TRL's loggers, such as ``"wandb"``.
+        prompts: trained on; all hundred when not given.
 
     Returns:
         The trainer, ready for ``.train()``.
@@ -57,7 +59,7 @@ def grpo_trainer(
         model=load_model(),
         processing_class=load_tokenizer(),
         reward_funcs=reward,
-        train_dataset=Dataset.from_list([{"prompt": s.prompt, "answer": s.answer} for s in sums.prompts()]),
+        train_dataset=Dataset.from_list([{"prompt": s.prompt, "answer": s.answer} for s in prompts or sums.prompts()]),
         args=_config(output_dir=output_dir, steps=steps, seed=seed, report_to=report_to),
         callbacks=list(callbacks),
     )

@@ -8,7 +8,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from divmon.records import OVERALL, Measurement, to_json
+from divmon.plain import to_json
+from divmon.records import OVERALL, Measurement
 from divmon.sinks.base import escape_controls
 
 _CELL = 40  # columns of a name or a group in the table

@@ -9,9 +9,13 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from scipy.special import digamma, gammaln, hyp2f1
+from scipy.special import digamma, gammaln
 
 from divmon.metrics.spectrum import checked_counts
+
+_STEP = 0.25
+_T = np.exp(np.arange(-60.0, 4.5, _STEP))  # where `_rest` looks at its integrand: evenly in log t
+_WEIGHTS = _STEP * _T * np.exp(-_T)
 
 
 def _frequencies(counts: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
@@ -129,6 +133,17 @@ def none_of(others: np.ndarray, total: np.ndarray, n: np.ndarray | int) -> np.nd
     return np.asarray(np.where(others < n, 0.0, np.exp(np.minimum(logs, 0.0))))
 
 
+def _rest(n: np.ndarray, a: np.ndarray) -> np.ndarray:
+    """Sum over j >= 0 of (1 - a)^j / (n + j), float[...]; 0 < a < 1.
+
+    The paper's tail is (1-A)^(1-n) times what is left of the series of -log A after n-1 terms: of nearly equal numbers
+    a difference. This is the same as an integral of e^(-t) / (1 - (1-a) e^(-t/n)), of positive numbers, which
+    the trapezoidal rule over log t gives to full precision; as a hypergeometric function it overflows from n = 171 on.
+    """
+    below = -np.expm1(np.log1p(-a)[..., None] - _T / n[..., None])
+    return np.asarray((_WEIGHTS / below).sum(axis=-1) / n)
+
+
 def chao_jost_entropy(counts: np.ndarray) -> np.ndarray:
     """Shannon entropy in nats, 0 or more, with the entropy of unseen classes estimated (Chao, Wang and Jost).
 
@@ -150,12 +165,10 @@ def chao_jost_entropy(counts: np.ndarray) -> np.ndarray:
     size = total[..., None]
     harmonic = digamma(np.where(size > 0, size, math.nan)) - digamma(np.maximum(numbers, 1))
     seen = np.where(numbers > 0, numbers * harmonic, 0.0).sum(axis=-1) / np.where(total > 0, total, math.nan)
-    # The paper's tail is (1-A)^(1-n) times what is left of the series of -log A after n-1 terms. Of nearly equal
-    # numbers that is a difference; as a hypergeometric function it is a sum of positive ones.
-    rest = 1 - _second_chance(total, once, twice)
-    more = (once > 0) & (rest > 0)
-    n = np.where(more, total, 2.0)
-    unseen = np.where(more, once * rest / n**2 * hyp2f1(1.0, n, n + 1, np.where(more, rest, 0.0)), 0.0)
+    again = _second_chance(total, once, twice)
+    more = (once > 0) & (again < 1)
+    n, a = np.where(more, total, 1.0), np.where(more, again, 0.5)
+    unseen = np.where(more, once * (1 - a) / n * _rest(n, a), 0.0)
     return np.asarray(np.where(total > 0, np.maximum(seen + unseen, 0.0), math.nan))
 
 

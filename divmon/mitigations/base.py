@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from divmon.errors import DivmonError, unknown
-from divmon.records import ACTIONS, Action, AlarmEvent
+from divmon.records import ACTIONS, LEVERS, Action, AlarmEvent
 
 Mitigation = Callable[[AlarmEvent, Mapping[str, Any]], Action | None]
 
@@ -26,7 +26,15 @@ def stop(event: AlarmEvent, context: Mapping[str, Any]) -> Action:
     return Action("stop", event.alarm, event.message)
 
 
-BUILT_IN: Mapping[str, Mitigation] = {"warn": warn, "save": save, "stop": stop}
+def _pull(name: str) -> Mitigation:
+    def pull(event: AlarmEvent, context: Mapping[str, Any]) -> Action:
+        return Action(name, event.alarm, event.message)
+
+    pull.__doc__ = f"Apply the lever {name} until the alarm resolves."
+    return pull
+
+
+BUILT_IN: Mapping[str, Mitigation] = {"warn": warn, "save": save, "stop": stop, **{n: _pull(n) for n in LEVERS}}
 
 
 def mitigation(name: str, functions: Mapping[str, Mitigation] | None = None) -> Mitigation:

@@ -14,7 +14,7 @@ from divmon.alarms import RuleSet, default_rules, load_ruleset
 from divmon.alarms.planning import CellPlan, RulePlan, plan_rules
 from divmon.alarms.simulation import POWER
 from divmon.config import EVALUATIONS
-from divmon.records import to_json
+from divmon.plain import to_json
 from divmon.rulebook.checking import check_rules
 from divmon.rulebook.options import DEFAULTS
 from divmon.rulebook.pilot import pilots, read_pilot

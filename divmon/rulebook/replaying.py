@@ -13,7 +13,8 @@ from divmon.errors import ConfigError, HistoryError, suggest
 from divmon.history import Evaluation, History
 from divmon.metrics import METRICS, Metric
 from divmon.monitor import Monitor
-from divmon.records import AlarmEvent, to_json
+from divmon.plain import to_json
+from divmon.records import AlarmEvent
 from divmon.rulebook.reading import DIFFER, read_steps
 
 UNCONFIRMED = "screened, unconfirmed"

@@ -159,8 +159,8 @@ def curves(
     """The short row for a tracker: finite Python floats only, the rest lives in the History.
 
     ``divmon/<domain>/<metric>`` for the series of `choose` (same arguments), ``divmon/alarm/<name>`` (0 inactive or
-    unknown, 1 pending, 2 firing; the highest over domains) and ``divmon/health/<key>``; the last two do not count
-    towards `limit`.
+    unknown, 1 pending, 2 firing; the highest over domains), ``divmon/mitigation/<name>`` (0 armed, 1 applied, 2
+    cooling) and ``divmon/health/<key>``; the last three do not count towards `limit`.
 
     >>> from divmon.records import Measurement
     >>> distance = Measurement(step=3, domain="math", metric="tfidf_distance", value=0.6)
@@ -171,6 +171,7 @@ def curves(
     chosen = choose(observation, limit=limit, metrics=metrics, keep=keep)
     row = {f"divmon/{key}": values[key] for key in chosen if key in values}
     row |= {f"divmon/alarm/{name}": LEVELS[state] for name, state in alarm_states(observation).items()}
+    row |= {f"divmon/mitigation/{name}": float(level) for name, level in observation.mitigations.items()}
     row |= {f"divmon/health/{key}": float(v) for key, v in observation.health.items() if math.isfinite(v)}
     return {strip_controls(key): value for key, value in row.items()}
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple, TextIO
 
 from divmon.alarms.sentences import UNCONFIRMED, brief, judged
-from divmon.records import AlarmEvent, Measurement, Observation, State, Verdict
+from divmon.records import AlarmEvent, LeverEvent, Measurement, Observation, State, Verdict
 from divmon.sinks.base import alarm_states, choose, escape_controls
 
 WIDTH = 110
@@ -120,6 +120,8 @@ class ConsoleSink:
             if event.state == "firing" and UNCONFIRMED in event.message and SCREEN not in self._explained:
                 self._explained.add(SCREEN)
                 self._write(f"divmon  {SCREEN}")
+        for change in observation.changes:
+            self._write(lever_line(change))
 
     def _checked(self, found: Verdict) -> None:
         """A confirmation that did not confirm; one that spent nothing is said once for each reason."""
@@ -263,6 +265,16 @@ def alert_line(event: AlarmEvent, *, coloured: bool = False) -> str:
     start, end = f"{_clean(event.alarm)} ({place}step {event.step}): ", f" → {asked}" if asked else ""
     plain = f"divmon  {'RESOLVED' if resolved else event.severity} {start}{escape_controls(brief(message))}{end}"
     return f"divmon  {word} {start}{escape_controls(brief(message, held=_columns(plain) <= LONG))}{end}"
+
+
+def lever_line(change: LeverEvent) -> str:
+    """What a lever did, on one line.
+
+    >>> lever_line(LeverEvent(70, "gate", "armed", 0.0, "narrow", "Released: its alarm has not come back."))
+    'divmon  gate armed (step 70, strength 0): Released: its alarm has not come back.'
+    """
+    reason = escape_controls(brief(change.reason, held=False))
+    return f"divmon  {change.lever} {change.phase} (step {change.step}, strength {change.strength:g}): {reason}."
 
 
 def _items(observation: Observation, first: Mapping[str, Measurement], watched: Mapping[str, str]) -> list[Item]:

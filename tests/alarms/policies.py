@@ -10,7 +10,8 @@ from divmon.alarms.spending import Journal
 from divmon.history import History
 from divmon.metrics import METRICS, from_function
 from divmon.monitor import Monitor
-from divmon.records import Decoding, Probe, SampleBatch, to_json
+from divmon.plain import to_json
+from divmon.records import Decoding, Probe, SampleBatch
 
 PROBES = tuple(Probe(f"p{i}", f"Write {i}.", "xy"[i % 2], gold=str(i)) for i in range(32))
 UNIQUE, FORMATS, RIGHT = METRICS["unique_fraction"], METRICS["format_dominance"], METRICS["pass_at_1"]

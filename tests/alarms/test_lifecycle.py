@@ -10,7 +10,8 @@ from divmon.alarms import Alarms, Rule
 from divmon.alarms.lifecycle import Cell, advance
 from divmon.alarms.sentences import brief
 from divmon.errors import ConfigError, SignatureMismatch
-from divmon.records import Measurement, event_from_json, measurement_from_json, to_json
+from divmon.plain import event_from_json, measurement_from_json, to_json
+from divmon.records import Measurement
 
 RULES = (
     Rule("fall", metric="a", rule="drop", by="30%"),

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from divmon.alarms import Rule, RuleSet, Silence, dump_rules, load_ruleset, restore_rules
 from divmon.alarms.spending import Journal, cell_shares, level, next_wait
 from divmon.errors import ConfigError, HistoryError
-from divmon.records import to_json
+from divmon.plain import to_json
 
 
 def rule(name, **more):

@@ -87,6 +87,26 @@ def test_two_ranks_share_the_work_and_one_stop_ends_both(tmp_path: Path) -> None
     assert divmon.History.read(tmp_path / "one").batch(0).texts == history.batch(0).texts
 
 
+def test_a_lever_brings_the_formats_back_and_is_released(tmp_path: Path) -> None:
+    text = run("diversity_reward", "--out", "out", cwd=tmp_path)
+    history = divmon.History.read(tmp_path / "out")
+    assert [change.phase for change in history.mitigations][:2] == ["applied", "cooling"]
+    for change in history.mitigations:
+        assert f"step {change.step}: diversity_reward {change.phase}." in text
+    formats = history.series("effective_correct_formats", "train").values
+    assert formats[-1] > 3 > formats.min()
+
+
+def test_divpo_keeps_the_formats_that_ordinary_pairs_lose(tmp_path: Path) -> None:
+    text = run("divpo", "--out", "out", cwd=tmp_path)
+    ends = {}
+    for name in ("as", "divpo"):
+        formats = divmon.History.read(tmp_path / "out" / name).series("effective_correct_formats", "sums").values
+        assert f"{formats[0]:.2f} -> {formats[-1]:.2f}" in text
+        ends[name] = formats[-1] / formats[0]
+    assert ends["divpo"] > 1 > ends["as"]
+
+
 def test_a_metric_of_ones_own_stops_the_run(tmp_path: Path) -> None:
     text = run("own_metric", "--out", "out", cwd=tmp_path)
     history = divmon.History.read(tmp_path / "out")

@@ -12,7 +12,7 @@ from toys import JUDGES, SHAPES, K, P, context, encoder, full, mean, metrics, nu
 from divmon.errors import ConfigError
 from divmon.metrics import METRICS, MetricContext, PerPrompt, Pooled, evaluate, resolve
 from divmon.metrics.base import MISSING, Metric
-from divmon.records import to_json
+from divmon.plain import to_json
 
 FAMILIES = {
     *("lexical", "syntax", "compression", "semantic", "spectrum", "entropy", "formats", "tails", "coverage", "inputs"),

@@ -22,7 +22,8 @@ from divmon.metrics.formats import (
 )
 from divmon.metrics.spectrum import hill
 from divmon.metrics.structure import build_classifier
-from divmon.records import Probe, SampleBatch, to_json
+from divmon.plain import to_json
+from divmon.records import Probe, SampleBatch
 
 ALL = (FORMAT_DOMINANCE, EFFECTIVE_FORMATS, FORMAT_SHIFT, WINNER_GAP, EFFECTIVE_CORRECT_FORMATS)
 

@@ -24,7 +24,8 @@ from divmon.metrics.tails import (
     tail_share,
     total_variation,
 )
-from divmon.records import Probe, SampleBatch, to_json
+from divmon.plain import to_json
+from divmon.records import Probe, SampleBatch
 
 ORACLES = Path(__file__).parents[2].parent / "shared" / "oracles"
 ALL = (TAIL_SHARE, TAIL_RATIO, TAIL_SHIFT, TAIL_KL)

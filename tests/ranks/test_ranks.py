@@ -79,6 +79,12 @@ def test_rollouts_of_both_ranks_make_whole_groups(tmp_path: Path) -> None:
     assert [len(row) for row in rollouts.batch(0).texts] == [4, 4]  # 4 rows a rank, 4 completions a prompt
 
 
+def test_a_lever_sees_whole_groups_where_no_rank_has_one(tmp_path: Path) -> None:
+    lines = launch(tmp_path, "grpo-lever")  # each rank checks the advantages against the definition
+    assert len(set(lines)) == 1
+    assert [change.phase for change in divmon.History.read(tmp_path).mitigations] == ["applied"]
+
+
 def test_a_stop_reaches_both_ranks(tmp_path: Path) -> None:
     lines = launch(tmp_path, "stop")
     assert {line.split()[1] for line in lines} == {"2"}

@@ -73,6 +73,14 @@ def break_rank(rank: int, seam: str) -> None:
         opening.History.create = broken
 
 
+def label(text: str) -> str:
+    return "abc"[sum(map(ord, text)) % 3]
+
+
+def every_one(completions: list[str], **_: Any) -> list[float]:
+    return [1.0] * len(completions)
+
+
 def main(out: Path, mode: str) -> None:
     torch.set_num_threads(1)
     tiny = load_tiny()
@@ -82,12 +90,24 @@ def main(out: Path, mode: str) -> None:
         settings["alarms"] = [rule]
     if mode.startswith(("draw", "confirm")):
         settings["alarms"] = CONFIRMED
+    more: dict[str, Any] = {}
+    if mode == "grpo-lever":  # two rows a rank, four a group: no rank has a whole one
+        rule = {"name": "always", "metric": "length", "rule": "above", "level": 0.5, "then": ["diversity_reward"]}
+        settings |= {"alarms": [rule], "formats": label, "strict": True}
+        more = {"rewards": every_one, "per_device_train_batch_size": 2, "scale_rewards": "none"}
     if ":" in mode:
         seam, rank = mode.split(":")
         break_rank(int(rank), seam)
     callbacks = [] if mode.endswith("plain") else [divmon.DiversityCallback(**settings)]
-    trainer = (tiny.grpo if mode.startswith("grpo") else tiny.sft)(out, callbacks=callbacks)
+    trainer = (tiny.grpo if mode.startswith("grpo") else tiny.sft)(out, callbacks=callbacks, **more)
     trainer.train()
+    if mode == "grpo-lever":
+        texts, found = list(trainer._logs["completion"]), list(trainer._logs["advantages"])
+        labels = [label(text) for text in texts]
+        rewards = [max((4 - labels.count(name)) / 3, 0.1) for name in labels]
+        expected = [reward - sum(rewards) / 4 for reward in rewards]
+        assert len(found) == 4
+        assert max(abs(a - b) for a, b in zip(found, expected, strict=True)) < 1e-6, (found, expected)
     print(f"DONE {trainer.state.global_step} {tiny.digest(trainer.model)}", flush=True)
 
 
