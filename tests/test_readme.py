@@ -18,6 +18,7 @@ import divmon
 from divmon.alarms import load_rules
 from divmon.cli import main
 from divmon.metrics import METRICS
+from divmon.records import Probe
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text("utf-8")
@@ -75,8 +76,34 @@ def test_its_commands_that_measure_run(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 def test_rules_in_yaml_blocks_are_valid() -> None:
-    [block] = blocks("yaml")
+    block, _ = blocks("yaml")
     assert load_rules(yaml.safe_load(block)["alarms"], known_metrics=METRICS, known_domains=["creative"])
+
+
+def test_the_commands_about_rules_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("rules.yaml").write_text("".join(blocks("yaml")), "utf-8")
+    probes = tuple(Probe(f"p{i}", f"Write story {i}.", domain="creative") for i in range(16))
+    history = divmon.History.create("runs/my-run", probes=probes)
+    monitor = divmon.Monitor(history=history)
+    for step, words in (
+        (0, "fox hen owl elk"),
+        (50, "fox hen owl elk"),
+        (100, "fox fox fox fox"),
+        (150, "fox fox fox fox"),
+    ):
+        texts = tuple(tuple(f"the {word} of story {i}, {j}" for j, word in enumerate(words.split())) for i in range(16))
+        monitor.observe(divmon.SampleBatch(step, probes, texts, fingerprint="f"))
+    commands = [line for block in blocks("bash") for line in block.splitlines() if "rules.yaml" in line]
+    assert len(commands) == 4
+    said = []
+    for command in commands:
+        assert main(shlex.split(command, comments=True)[1:]) == 0, command
+        said.append(capsys.readouterr().out)
+    assert "story-collapse" in said[2]
+    assert "unconfirmed" in said[3]
 
 
 def test_the_diff_only_adds_lines_that_work() -> None:
