@@ -171,7 +171,6 @@ NINE = np.ones(len(PROBES))
         bad(PerPrompt([1.0] * 9, NINE, (None,) * 9)),
         bad(PerPrompt(NINE * math.nan, NINE, ())),
     ],
-    ids=str,
 )
 def test_a_metric_that_fails_stops_no_other(metric, caplog):
     monitor = Monitor((METRICS["length"], metric, METRICS["self_bleu"]))
