@@ -14,7 +14,7 @@ from divmon.errors import ConfigError
 from divmon.health import Health
 from divmon.levers.board import Board, check_levers
 from divmon.opening import foretell, run_folder, saved_state, start
-from divmon.records import Action
+from divmon.records import LEVERS, Action
 from divmon.samplers.guard import same_streams
 from divmon.samplers.ranks import Ranks
 from divmon.session import Session
@@ -208,6 +208,11 @@ class DiversityCallback(TrainerCallback):  # type: ignore[misc]
                 self._asked.add("save")  # a stop without a checkpoint would lose the run
             if action.kind == "stop":
                 self._asked.add("stop")
+            ready = self.session.book.levers if self.session is not None and self.session.book is not None else {}
+            if action.kind in LEVERS and action.kind not in ready:  # a function has asked for it
+                why = f"no alarm lists {action.kind} in `then`, so it was not made ready before training"
+                self._boundary.failed("mitigation", action.kind, why)
+            if action.kind == "stop":
                 if self.session is not None and self.session.ranks.main:
                     log.warning(
                         "divmon stops training: the alarm %r fired; the checkpoint is saved first", action.alarm

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,9 +24,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = _parser().parse_args(argv)
     try:
         status: int = args.run(args)
+        sys.stdout.flush()
     except DivmonError as error:
         print(f"divmon: {error}", file=sys.stderr)
         return 2
+    except BrokenPipeError:  # whoever reads (`| head`) has seen enough; nothing is left to flush at the exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except KeyboardInterrupt:
+        print("divmon: interrupted", file=sys.stderr)
+        return 130
     return status
 
 
@@ -65,6 +73,7 @@ def _parser() -> argparse.ArgumentParser:
     add_replay(commands)
 
     protocols = commands.add_parser("protocols", help="list the protocols of the literature that measure knows")
+    protocols.add_argument("name", nargs="?", help="all about this one, and what it cannot give exactly")
     protocols.set_defaults(run=_protocols)
 
     metrics = commands.add_parser("metrics", help="list the metrics")
@@ -186,8 +195,11 @@ def _report(args: argparse.Namespace) -> int:
 
 
 def _protocols(args: argparse.Namespace) -> int:
-    from divmon.protocols import PROTOCOLS
+    from divmon.protocols import PROTOCOLS, get_protocol
 
+    if args.name is not None:
+        print(get_protocol(args.name).page())
+        return 0
     width = max(map(len, PROTOCOLS))
     for name, protocol in PROTOCOLS.items():
         print(f"{name:<{width}}  {protocol.title}")

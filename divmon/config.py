@@ -20,7 +20,7 @@ from divmon.metrics.discovery import named_classifier
 from divmon.metrics.structure import build_classifier
 from divmon.mitigations import LeverSettings, lever_settings
 from divmon.monitor import Lenses
-from divmon.probes import ProbeSet
+from divmon.probes import PACKS, ProbeSet
 from divmon.records import Decoding
 from divmon.sinks import Sink, as_sink
 
@@ -221,6 +221,23 @@ def check_domains(rules: Iterable[Rule] | RuleSet, probes: ProbeSet) -> None:
         if domain is not None and domain not in (*probes.domains, "all"):
             hint = suggest(domain, probes.domains)
             raise ConfigError(f"{what} the domain {domain!r}, which no probe has.{hint}")
+    for rule in rules:
+        for name in rule.except_:
+            if hint := misspelt_exception(name, probes.domains):
+                raise ConfigError(f"Alarm {rule.name!r} leaves out the domain {name!r}, which no probe has.{hint}")
+
+
+def misspelt_exception(name: str, domains: Iterable[str]) -> str:
+    """A suggestion where `name` under `except` looks like a misspelt domain, else "".
+
+    A file may leave out domains that this run does not have, those of the packs above all.
+
+    >>> misspelt_exception("mth", ["math"]), misspelt_exception("code", ["math", "codes"])
+    (" Did you mean 'math'?", '')
+    """
+    known = list(domains)
+    hint = "" if name in (*known, *PACKS) else suggest(name, known)
+    return hint if "Did you mean" in hint else ""
 
 
 def fit(plan: Plan, probes: ProbeSet) -> Plan:

@@ -31,6 +31,7 @@ from divmon.swapping import chosen, is_local, joined, swap_test
 
 FACTOR = 4  # completions a prompt on either side, as a multiple of those of an evaluation
 BANK = "bank"
+JOURNAL = "spent.jsonl"
 NO_BANK = "no confirmation bank: it is drawn at the first evaluation only, and it is not there"
 
 
@@ -94,7 +95,7 @@ class Confirmations:
     def journal(self) -> Journal:
         """What has been spent, by every branch of this run."""
         if self._journal is None:
-            path = None if self.history is None else self.history.confirmations / "spent.jsonl"
+            path = None if self.history is None else self.history.confirmations / JOURNAL
             self._journal = Journal(path)
         return self._journal
 
@@ -168,7 +169,7 @@ class Confirmations:
         verdict, bank = self._status(verdict), self._banked()
         if bank is None:
             return replace(verdict, reason=NO_BANK)
-        share = cell_shares(self.rules, self._domains(batch), self.rules.alpha).get(ask.key, 0.0)
+        share = cell_shares(self.rules, batch.domains, self.rules.alpha).get(ask.key, 0.0)
         if (why := self._hopeless(ask, bank, share)) is not None:
             return replace(verdict, reason=why)
         spent = self.journal.spend(ask.key, step=ask.step, share=share)
@@ -219,9 +220,6 @@ class Confirmations:
             with self._health.shield("disk", "the confirmation bank"):
                 self._bank = self.history.kept(BANK)
         return self._bank
-
-    def _domains(self, batch: SampleBatch) -> tuple[str, ...]:
-        return self._context(batch).reference.batch.domains
 
     def _status(self, verdict: Verdict) -> Verdict:
         spent = self.journal.spent

@@ -194,12 +194,11 @@ class History:
         ``STEP.superseded-N.jsonl``.
         """
         gone = [evaluation.step for evaluation in self.evaluations if evaluation.step > step]
-        # a lever changes at an evaluation, so that without evaluations to give up there are no changes either
         for path in map(self._completions, gone):
             if path.exists():
                 names = (path.with_suffix(f".superseded-{n}.jsonl") for n in range(1, 10_000))
                 path.rename(next(name for name in names if not name.exists()))
-        if gone:
+        if gone or any(change.step > step for change in self.mitigations):
             self._supersede(step)
             self._unwritten.append(({"resumed_at": step}, None))
             self.flush()

@@ -13,7 +13,7 @@ import numpy as np
 from divmon.alarms import Alarms, Rule, RuleSet, restore_rules
 from divmon.alarms.planning import RulePlan, plan_rules
 from divmon.confirming import Confirmations, Draw
-from divmon.errors import HistoryError
+from divmon.errors import DivmonError, HistoryError
 from divmon.health import Health
 from divmon.history import Evaluation, History
 from divmon.metrics import default_metrics
@@ -30,7 +30,7 @@ from divmon.metrics.base import (
 )
 from divmon.metrics.quality import Quality, judge
 from divmon.mitigations import decide
-from divmon.piloting import pilots
+from divmon.piloting import pilots, seconds
 from divmon.records import OVERALL, Action, AlarmEvent, Measurement, Observation, SampleBatch, Verdict
 from divmon.uncertainty import mean_interval, pooled_interval
 
@@ -81,6 +81,7 @@ class Lenses:
 
 
 FORESEEN = 200  # runs simulated for each alarm before training
+AHEAD = 1000  # evaluations of a simulated run, at most
 
 
 class Monitor:
@@ -165,17 +166,23 @@ class Monitor:
         asked = self.alarms.asks(batch.step, measurements)
         return self.confirming.observe(batch, asked, draw, first=first), self.confirming.row
 
-    def foresee(self, evaluations: int) -> RulePlan | None:
+    def foresee(self, evaluations: int, *, within: float = math.inf) -> RulePlan | None:
         """What the confirmed alarms can promise over so many `evaluations`, from the noise of the baseline.
 
         None before the baseline, and where nothing is confirmed. It takes some seconds.
+
+        Raises:
+            DivmonError: It cannot be said from so few completions, or saying it would take more than `within` seconds.
         """
         rules = [rule for rule in self.rules if rule.confirms]
         if self._baseline is None or not rules:
             return None
         watched = {rule.metric for rule in rules}
-        noise = pilots(self._baseline, [metric for metric in self.metrics if metric.name in watched])
-        return plan_rules(replace(self.rules, rules=tuple(rules)), noise, evaluations=evaluations, runs=FORESEEN)
+        chosen = [metric for metric in self.metrics if metric.name in watched]
+        if within < math.inf and (cost := seconds(self._baseline, chosen)) > within:
+            raise DivmonError(f"it would take about {cost:.0f} s")
+        book = replace(self.rules, rules=tuple(rules))
+        return plan_rules(book, pilots(self._baseline, chosen), evaluations=min(evaluations, AHEAD), runs=FORESEEN)
 
     def missed(self, step: int, *, health: Mapping[str, float] | None = None) -> Observation:
         """Record that there were no completions at `step`: every series gets NaN with the reason."""

@@ -13,8 +13,8 @@ from divmon import compat, rollouts
 from divmon.alarms import dump_rules
 from divmon.alarms.planning import brief
 from divmon.config import EVALUATIONS, LENGTH_CAP, OWN_DOMAIN, OWN_PROBES, Plan, fit
-from divmon.confirming import FACTOR
-from divmon.errors import ProbeError
+from divmon.confirming import FACTOR, JOURNAL
+from divmon.errors import DivmonError, ProbeError
 from divmon.health import Health
 from divmon.history import History
 from divmon.mitigations import LeverBook
@@ -29,6 +29,7 @@ from divmon.sinks.reporters import reporters
 from divmon.sinks.trackio import open_run
 
 log = logging.getLogger("divmon")
+FORETELL = 5.0  # seconds that may be spent before training on saying what alarms will find
 STATE_KEY = "divmon"  # in TrainerState.stateful_callbacks; not a class name, so that nothing is re-instantiated
 
 
@@ -85,7 +86,12 @@ def foretell(session: Session, *, steps: int) -> None:
     if not session.ranks.main or not any(sink.name == "console" for sink in session.sinks):
         return
     with session.health.shield("monitor", "plan"), session.health.timed():
-        foreseen = session.monitor.foresee(max(1, steps // session.every))
+        try:
+            foreseen = session.monitor.foresee(max(1, steps // session.every), within=FORETELL)
+        except DivmonError as error:  # a run must start all the same
+            why = str(error).rstrip(".")
+            print(f"       what they will find is not foretold: {why}; see `divmon rules plan`", flush=True)
+            return
         for line in brief(foreseen) if foreseen else ():
             print(f"       {line}", flush=True)
 
@@ -166,11 +172,24 @@ def _open_history(session: Session, path: Path, plan: Plan, step: int) -> None:
         with session.health.shield("disk", f"{path} (resume)"):
             _continue(session, path, plan, step)
     if session.monitor.history is None:  # History.create keeps what is there, whole or damaged, under another name
+        spent = _spent(session, path) if step > 0 else b""
         fingerprint = session.probes.fingerprint
         info: dict[str, Any] = {"fingerprint": fingerprint, "measured": _measured(session, plan)}
         info |= {"rules": dump_rules(plan.rules), "alarms": plan.rules.shared}
         with session.health.shield("disk", str(path)):
             session.monitor.history = History.create(path, probes=session.probes.probes, info=info)
+            if spent:
+                journal = session.monitor.history.confirmations / JOURNAL
+                journal.parent.mkdir(exist_ok=True)
+                journal.write_bytes(spent)
+
+
+def _spent(session: Session, path: Path) -> bytes:
+    """The journal of confirmations of the run at `path`: a training that goes on with a new history has spent it too."""
+    journal = path / "confirmations" / JOURNAL
+    with session.health.shield("disk", str(journal)):
+        return journal.read_bytes() if journal.exists() else b""
+    return b""
 
 
 def _measured(session: Session, plan: Plan) -> str:
@@ -191,6 +210,11 @@ def _continue(session: Session, path: Path, plan: Plan, step: int) -> None:
             "is kept beside it", path, before, now, step,
         )  # fmt: skip
         return
+    if [history.info.get("rules"), history.info.get("alarms")] != [dump_rules(plan.rules), plan.rules.shared]:
+        log.warning(
+            "divmon: the alarms are not those that %s began with. They are judged from its baseline; its run.json "
+            "keeps the first ones, so that `divmon replay` without --rules gives other events from step %d on", path, step
+        )  # fmt: skip
     history.rewind(step)
     session.monitor.resume(history)
     session.last_step = history.last_step

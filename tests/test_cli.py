@@ -75,6 +75,9 @@ def test_the_metrics_command():
 
 
 def test_the_protocols_command():
+    about = run("-m", "divmon", "protocols", "jarvis2013").stdout
+    assert "metrics: volume, abundance" in about
+    assert "not exactly:" in about
     done = run("-m", "divmon", "protocols")
     assert [line.split()[0] for line in done.stdout.splitlines()] == list(PROTOCOLS)
 

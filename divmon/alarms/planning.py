@@ -122,7 +122,7 @@ def plan_rules(
             share = shares.get(f"{rule.name}/{domain}", math.nan)
             rng = np.random.default_rng((seed, len(cells)))
             pilot = series.get((rule.metric, domain))
-            cells.append(_plan_cell(rule, domain, pilot, share, (evaluations, runs, book.confirmations), rng))
+            cells.append(_plan_cell(rule, domain, pilot, share, (evaluations, runs, book), rng))
     k = max((pilot.influence.shape[1] for pilot in series.values()), default=0)
     prompts = sum(max(p.prompts for p in series.values() if p.domain == domain) for domain in domains)
     confirm_k = book.confirm_k or BANK * k
@@ -135,9 +135,10 @@ def _plan_cell(
     domain: str,
     pilot: Pilot | None,
     share: float,
-    sizes: tuple[int, int, int],
+    sizes: tuple[int, int, RuleSet],
     rng: np.random.Generator,
 ) -> CellPlan:
+    evaluations, times, book = sizes
     evidence = str(rule.evidence)
     cell = CellPlan(rule.name, domain, rule.metric, evidence, alpha=share)
     if pilot is None or not len(pilot.values):
@@ -149,10 +150,10 @@ def _plan_cell(
         return replace(cell, reason="nothing to simulate: it watches for missing values")
     if (why := unusable(rule, value)) is not None:
         return replace(cell, reason=why)
-    runs = Runs(rule, pilot, share, sizes, rng)
+    runs = Runs(rule, pilot, share, (evaluations, times, book.confirmations), rng, confirm_k=book.confirm_k)
     healthy = runs.watch(0.0, start=1)
     attempts = float(healthy.confirmations.mean())
-    drawn = attempts * pilot.prompts * BANK * pilot.influence.shape[1]
+    drawn = attempts * pilot.prompts * (book.confirm_k or BANK * pilot.influence.shape[1])
     cell = replace(cell, false_alarm=healthy.found(1), confirmations=attempts, completions=drawn)
     if rule.confirms and pilot.pooled:
         return replace(cell, reason="power is simulated for means over prompts only")
@@ -169,7 +170,8 @@ def brief(plan: RulePlan) -> list[str]:
         finds = f"finds nothing of any size in {POWER:.0%} of runs"
         if not math.isnan(cell.smallest):
             late = "at once" if cell.delay < 1 else f"{cell.delay:g} evaluations late"
-            finds = f"finds a lasting change of {cell.smallest:.0%} in {POWER:.0%} of runs, {late}"
+            size = f"{100 * cell.smallest:.2g}" if cell.smallest < 0.1 else f"{100 * cell.smallest:.0f}"
+            finds = f"finds a lasting change of {size} % in {POWER:.0%} of runs, {late}"
         lines.append(f"{cell.alarm} in {cell.domain}: {cell.reason or finds}")
     return lines
 

@@ -126,7 +126,14 @@ class Runs:
     """Runs with the same noise and any size of change."""
 
     def __init__(
-        self, rule: Rule, pilot: Pilot, share: float, sizes: tuple[int, int, int], rng: np.random.Generator
+        self,
+        rule: Rule,
+        pilot: Pilot,
+        share: float,
+        sizes: tuple[int, int, int],
+        rng: np.random.Generator,
+        *,
+        confirm_k: int | None = None,
     ) -> None:
         self.rule, self.pilot, self.share = rule, pilot, share
         self.evaluations, self.runs, self.cap = sizes
@@ -139,7 +146,7 @@ class Runs:
         self.base = float(pilot.values.mean()) + pick(self.runs).mean(axis=1)
         self.screen = np.stack([pick(self.runs).mean(axis=1) for _ in range(self.evaluations)], axis=1)
         if rule.confirms and not pilot.pooled:
-            library = pilot.draws(BANK * k, rng)
+            library = pilot.draws(confirm_k or BANK * k, rng)
             self.bank = pilot.values + pick(self.runs)
             self.fresh = pick(self.runs, self.cap)
 

@@ -90,7 +90,11 @@ class Board:
     def verdicts(self) -> dict[str, bool | None]:
         """Of every lever that acts and has not been seen to: whether it took effect on this rank."""
         acting = [name for name, strength in self._set.items() if strength > 0 and name not in self.verified]
-        return {name: self.carriers[name].verdict() for name in acting}
+        found: dict[str, bool | None] = dict.fromkeys(acting)
+        for name in acting:
+            with self.health.shield("mitigation", name):  # the other ranks are waiting for what this one says
+                found[name] = self.carriers[name].verdict()
+        return found
 
     def idle(self, ranks: Iterable[Mapping[str, bool | None]]) -> list[str]:
         """Levers that some rank saw to have no effect. Those that were only seen to have one are not asked again."""

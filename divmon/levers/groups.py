@@ -111,6 +111,7 @@ class GroupSeam:
         self._pair: tuple[np.ndarray, np.ndarray] | None = None
         self._weights: np.ndarray | None = None
         self._rewards, self._score = getattr(trainer, REWARDS), getattr(trainer, SCORE)
+        self._before = {name: trainer.__dict__[name] for name in (REWARDS, SCORE) if name in trainer.__dict__}
         self._signature = inspect.signature(self._rewards)
         setattr(trainer, REWARDS, self._on_rewards)
         setattr(trainer, SCORE, self._on_score)
@@ -126,6 +127,7 @@ class GroupSeam:
         for name, mine in ((REWARDS, self._on_rewards), (SCORE, self._on_score)):
             if self.trainer.__dict__.get(name) == mine:
                 del self.trainer.__dict__[name]
+                self.trainer.__dict__.update({name: self._before[name]} if name in self._before else {})
 
     def _on_rewards(self, *args: Any, **kwargs: Any) -> Any:
         rewards = self._rewards(*args, **kwargs)
@@ -134,8 +136,10 @@ class GroupSeam:
             return rewards
         from accelerate.utils import gather_object
 
-        given = self._signature.bind(*args, **kwargs).arguments
-        rows = list(zip(map(repr, given["prompts"]), map(_text, given["completions"]), strict=True))
+        rows: list[tuple[str, str]] = []
+        with self.health.shield("mitigation", "groups"):
+            given = self._signature.bind(*args, **kwargs).arguments
+            rows = list(zip(map(repr, given["prompts"]), map(_text, given["completions"]), strict=True))
         rows = list(gather_object(rows))  # every rank is here: levers act on all ranks or on none
         changed = rewards
         with self.health.shield("mitigation", "groups"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -18,6 +19,7 @@ from divmon.samplers.file import as_lines
 from divmon.samplers.reading import Line, lines_of
 
 Rows = str | Path | Iterable[Mapping[str, Any]]
+_SHOWN = 4  # different K in a note
 
 
 def measure(
@@ -59,12 +61,13 @@ def measure(
     if isinstance(group_by, str):
         raise ConfigError(f"group_by must be a list of columns, for example group_by=[{group_by!r}].")
     with contextlib.ExitStack() as stack:
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="divmon-")))
 
         def side(rows: Rows, name: str, groups: Sequence[str]) -> Side:
-            path = folder / f"{name}.sqlite"
+            path = stack.enter_context(_temporary())
             store = Store(path, group_by=groups, reward_columns=reward_columns, prepare=chosen.prepare)
             stack.callback(store.close)
+            with contextlib.suppress(OSError):  # where an open file can be removed, none stays however the process ends
+                path.unlink()
             with _bar(f"reading {name}", "row", None, progress) as tick:
                 store.fill(_ticked(_lines(rows), tick))
             return Side(store, chosen.lenses, name=name, path=rows if isinstance(rows, (str, Path)) else None)
@@ -88,6 +91,16 @@ def measure(
         )
 
 
+@contextlib.contextmanager
+def _temporary() -> Iterator[Path]:
+    handle, name = tempfile.mkstemp(prefix="divmon-", suffix=".sqlite")
+    os.close(handle)
+    try:
+        yield Path(name)
+    finally:
+        Path(name).unlink(missing_ok=True)
+
+
 def _notes(engine: Engine, sides: Sequence[Side]) -> tuple[str, ...]:
     notes = [f"{name} failed with {error}" for name, error in engine.failures.items()]
     notes += [failure for side in sides for failure in side.failures]
@@ -95,7 +108,23 @@ def _notes(engine: Engine, sides: Sequence[Side]) -> tuple[str, ...]:
     if len(judges) > 1:
         named = " and ".join(repr(side.judge or "nothing") for side in sides)
         notes.append(f"file and baseline are judged by {named}: changes of quality compare two judges")
+    if engine.before is not None and not engine.common:
+        notes.append("no prompt (domain and text) of the file is in the baseline: changes compare different prompts")
+    notes += _unequal(sides)
+    disputed = {side.name: side.store.summary.disputed for side in sides if side.store.summary.disputed}
+    for name, n in disputed.items():
+        notes.append(f"{n:,} of the prompts of the {name} have another gold answer in a later row: the first counts")
     return tuple(dict.fromkeys(notes))
+
+
+def _unequal(sides: Sequence[Side]) -> Iterator[str]:
+    """Groups and files may differ in K; a range within each of them stands above the table."""
+    ks = list(dict.fromkeys(k for side in sides for k in side.store.summary.ks.values()))
+    if len(ks) > 1:
+        named = ", ".join(str(low) if low == high else f"{low} to {high}" for low, high in ks[:_SHOWN])
+        where = "file and baseline" if len(sides) > 1 else "groups"
+        many = ", ..." if len(ks) > _SHOWN else ""
+        yield f"K differs between {where} ({named}{many}): distinct_*, self_bleu, coverage and others move with K alone"
 
 
 def _lines(rows: Rows) -> Iterable[Line]:

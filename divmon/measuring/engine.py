@@ -2,7 +2,7 @@
 
 What spans blocks: inverse document frequencies (fitted once, on the baseline where there is one), the labels that
 columns of format counts stand for, and the levels of difficulty. A metric's number is then what `Monitor.observe` would
-give for the whole file.
+give for the whole file; only metrics that compare with a baseline say nothing where there is none.
 
 Two kinds of metrics cannot be had that way: pooled ones whose parts do not add up (`divmon.metrics.base.Pooled`), and
 those whose numbers for a prompt change with the prompts beside it, here or at the baseline, which is tried out on a few
@@ -92,6 +92,7 @@ class Engine:
         self.protocol = protocol
         self.tick = tick
         self.failures: dict[str, str] = {}
+        self.common = False  # whether any prompt is at the baseline, too
         self._names: tuple[str, ...] = ()
         self._levels = tuple(sorted({d for side in self._sides for d in side.store.summary.difficulties}))
         self._formats = any(metric.family == "formats" for metric in self.metrics)
@@ -161,6 +162,7 @@ class Engine:
         if self.before is None or side is self.before:
             return None
         there = self.before.store.matching([entry.probe.id for entry in entries])
+        self.common |= bool(there)
         known = {entry.probe.id for entry in there}
         others = itertools.islice(self.before.store.entries(()), more)
         return self._context(self.before, [*there, *(entry for entry in others if entry.probe.id not in known)])
@@ -212,6 +214,8 @@ class Engine:
         return context
 
     def _evaluate(self, metric: Metric, context: MetricContext) -> Result:
+        if metric.compares and self.before is None:
+            return missing(context.batch, "it compares with a baseline: pass against=")
         try:
             with np.errstate(divide="ignore", invalid="ignore"):
                 return evaluate(metric, context)
@@ -253,7 +257,7 @@ class Engine:
             low=estimate.low,
             high=estimate.high,
             n=estimate.n,
-            signature=self._signature(metric, pooled=pooled, sampled=tally.sampled and prompts > self.sample),
+            signature=self._signature(metric, group, pooled=pooled, sampled=tally.sampled and prompts > self.sample),
             reason=(reason or "undefined on these completions") if gone else None,
             details=details,
         )
@@ -278,7 +282,7 @@ class Engine:
         undefined = "undefined on the common prompts" if math.isnan(moved.value) else None
         return Change(before.value, *moved[:4], pairing=pairing, interval=moved.interval, reason=undefined)
 
-    def _signature(self, metric: Metric, *, pooled: bool, sampled: bool) -> str:
+    def _signature(self, metric: Metric, group: Group, *, pooled: bool, sampled: bool) -> str:
         parts = [metric.signature, self.now.lenses.signature(metric), "agg:pooled" if pooled else "agg:mean"]
         if "idf:" in metric.signature:
             parts.append(self.reference.idf_signature)
@@ -286,7 +290,7 @@ class Engine:
             parts.append(f"prompts:first {self.sample} by hash")
         if self.protocol:
             parts.append(f"protocol:{self.protocol}")
-        return "|".join(filter(None, (*parts, self.now.signature)))
+        return "|".join(filter(None, (*parts, self.now.signature(group))))
 
 
 class _Pairs(Parts):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import textwrap
 import unicodedata
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from divmon.sinks.base import escape_controls
 
 _CELL = 40  # columns of a name or a group in the table
 _REASON = 70
+_LINE = 100
 _PAIRED = {"paired": "", "unpaired": " unpaired"}
 
 
@@ -142,9 +144,11 @@ class Results:
                 size = f"{source.completions:,} completions of {source.prompts:,} prompts, K {k}"
                 yield _clean(f"{name}{source.path}: {size}{judged}", 300)
         if self.protocol:
-            yield f"protocol {self.protocol}" + ("; deviations:" if self.deviations else ", as it is")
+            yield f"protocol {self.protocol}" + ("; deviations:" if self.deviations else "")
         for deviation in self.deviations:
             yield f"  {escape_controls(deviation)}"
+        if self.protocol:
+            yield f"  what it never gives exactly: divmon protocols {self.protocol}"
 
     def _cells(self) -> Iterator[list[str]]:
         domains = len({row.measurement.domain for row in self.rows} - {OVERALL}) > 1
@@ -176,9 +180,14 @@ class Results:
             yield ""
         for reason in dict.fromkeys(unmeasured.values()):
             names = ", ".join(metric for metric, why in unmeasured.items() if why == reason)
-            yield f"not measured: {escape_controls(f'{names} ({reason})')}"
+            yield from _wrapped(f"not measured: {names} ({reason})")
         for note in self.notes:
-            yield f"note: {escape_controls(note)}"
+            yield from _wrapped(f"note: {note}")
+
+
+def _wrapped(text: str) -> list[str]:
+    shown = escape_controls(text)
+    return textwrap.wrap(shown, _LINE, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
 
 
 def _changes(change: Change | None) -> list[str]:

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from divmon.measuring.results import Source
-from divmon.measuring.store import CHARACTERS, Entry, Store, batch_of
+from divmon.measuring.store import CHARACTERS, Entry, Group, Store, batch_of
 from divmon.metrics.base import MetricContext
 from divmon.metrics.discovery import Discovery, discovered_classifier
 from divmon.metrics.quality import judge
@@ -48,10 +48,9 @@ class Side:
             self.judge = "gold" if summary.gold else ""
         self.lenses = replace(lenses, judge=self.judge or lenses.judge)
 
-    @property
-    def signature(self) -> str:
-        """What `SampleBatch.signature` would say of the whole file."""
-        low, high = self.store.summary.k
+    def signature(self, group: Group = ()) -> str:
+        """What `SampleBatch.signature` would say of a group, but for the prompts, which are those of the whole file."""
+        low, high = self.store.summary.ks[group]
         k = str(low) if low == high else f"{low}-{high}"
         return f"k:{k}|decoding:unknown|file|probes:{self.store.summary.fingerprint}"
 

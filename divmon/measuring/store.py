@@ -12,6 +12,7 @@ import json
 import math
 import re
 import sqlite3
+import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -43,10 +44,11 @@ class Summary:
     Attributes:
         completions: How many.
         prompts: Different ones, groups taken together.
-        k: Fewest and most completions of a prompt (of a group).
+        ks: Fewest and most completions of a prompt, by group.
         judges: Columns that rewards came from.
         judged: Whether any reward is known.
         gold: Whether any prompt has a gold answer.
+        disputed: Prompts (of a group) whose rows have different gold answers; the first row's counts.
         difficulties: Those that occur.
         decoding: Values of the columns temperature, top_p and max_new_tokens (or max_tokens), where there are any.
         fingerprint: Of the set of prompts, in whatever order.
@@ -54,13 +56,19 @@ class Summary:
 
     completions: int = 0
     prompts: int = 0
-    k: tuple[int, int] = (0, 0)
+    ks: dict[Group, tuple[int, int]] = field(default_factory=dict)
     judges: set[str] = field(default_factory=set)
     judged: bool = False
     gold: bool = False
+    disputed: int = 0
     difficulties: set[int] = field(default_factory=set)
     decoding: dict[str, set[float]] = field(default_factory=dict)
     fingerprint: str = ""
+
+    @property
+    def k(self) -> tuple[int, int]:
+        """Fewest and most completions of a prompt (of a group)."""
+        return min(low for low, _ in self.ks.values()), max(high for _, high in self.ks.values())
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +110,7 @@ class Store:
         self._db = sqlite3.connect(path)
         for setting in (_CACHE, "PRAGMA journal_mode = OFF", "PRAGMA synchronous = OFF", "PRAGMA temp_store = FILE"):
             self._db.execute(setting)
-        self._db.execute("CREATE TABLE rows (grp TEXT, prompt TEXT, domain TEXT, n INTEGER, body TEXT)")
+        self._db.execute("CREATE TABLE rows (grp TEXT, prompt TEXT, domain TEXT, n INTEGER, gold TEXT, body TEXT)")
         self._db.execute("CREATE TABLE kept (prompt TEXT PRIMARY KEY, body BLOB) WITHOUT ROWID")
 
     def close(self) -> None:
@@ -115,20 +123,28 @@ class Store:
         Raises:
             ProbeError: A row that cannot be used; the message names it.
         """
-        self._db.executemany("INSERT INTO rows VALUES (?, ?, ?, ?, ?)", (self._row(line) for line in lines))
-        if not self.summary.completions:
-            raise ProbeError("There are no completions: the file or list is empty.")
-        self._db.execute("CREATE INDEX sorted ON rows (grp, prompt)")
+        try:
+            self._db.executemany("INSERT INTO rows VALUES (?, ?, ?, ?, ?, ?)", (self._row(line) for line in lines))
+            if not self.summary.completions:
+                raise ProbeError("There are no completions: the file or list is empty.")
+            self._db.execute("CREATE INDEX sorted ON rows (grp, prompt)")
+        except sqlite3.OperationalError as error:
+            raise ProbeError(
+                f"Cannot sort the completions in {tempfile.gettempdir()}: {error}. That takes about the size of the "
+                "source; TMPDIR names another folder."
+            ) from error
         summary = self.summary
-        totals = "SELECT SUM(n) AS k FROM rows GROUP BY grp, prompt"
-        summary.k = self._db.execute(f"SELECT MIN(k), MAX(k) FROM ({totals})").fetchone()
+        totals = "SELECT grp, SUM(n) AS k, MIN(gold) <> MAX(gold) AS disputed FROM rows GROUP BY grp, prompt"
+        found = self._db.execute(f"SELECT grp, MIN(k), MAX(k), TOTAL(disputed) FROM ({totals}) GROUP BY grp").fetchall()
+        summary.ks = {tuple(json.loads(group)): (low, high) for group, low, high, _ in found}
+        summary.disputed = int(sum(disputed for *_, disputed in found))
         [(summary.prompts,)] = self._db.execute("SELECT COUNT(DISTINCT prompt) FROM rows")
         digest = hashlib.sha256()
         for (prompt,) in self._db.execute("SELECT DISTINCT prompt FROM rows ORDER BY prompt"):
             digest.update(prompt.encode())
         summary.fingerprint = digest.hexdigest()[:12]
 
-    def _row(self, line: Line) -> tuple[str, str, str, int, str]:
+    def _row(self, line: Line) -> tuple[str, str, str, int, str | None, str]:
         found = parse(line, reward_columns=self.reward_columns)
         absent = next((name for name in self.group_by if name not in line.row), None)
         if absent is not None:
@@ -138,7 +154,9 @@ class Store:
         if self.prepare is not None:
             found = replace(found, texts=tuple(map(self.prepare, found.texts)))
         self._note(found)
-        return group, _key(found.probe), found.probe.domain, len(found.texts), json.dumps(_body(found), default=str)
+        probe, body = found.probe, json.dumps(_body(found), default=str)
+        gold = None if probe.gold is None else json.dumps(probe.gold, default=str, sort_keys=True)
+        return group, _key(probe), probe.domain, len(found.texts), gold, body
 
     def _note(self, found: Found) -> None:
         summary, probe = self.summary, found.probe

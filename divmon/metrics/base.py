@@ -178,6 +178,7 @@ class Metric:
         source: Where the definition comes from.
         signature: Constants of the metric that make two numbers comparable, for example ``n:2|tok:words``.
         standard: Measured when the user names no metrics.
+        compares: It says how far something is from the baseline, so without one it says nothing.
     """
 
     name: str
@@ -193,10 +194,11 @@ class Metric:
     source: str = ""
     signature: str = ""
     standard: bool = True
+    compares: bool = False
 
 
 MISSING: dict[Need, str] = {
-    "quality": "no quality: pass quality=, or probes with gold answers",
+    "quality": "no quality: pass quality=, or probes with gold answers; a file may have a column of rewards",
     "difficulty": "no probe has a difficulty",
     "encoder": "no encoder: pass encoder=",
     "nli": "no model of entailment: pass nli=",

@@ -223,8 +223,10 @@ NARROWING_SHARE = _metric(
     "How much of the fall of surface distance since the baseline is found among correct completions too: near 1 good "
     "outputs narrow, near 0 only errors went.",
     standard=True,
+    compares=True,
 )
 BENIGN_SHARE = _metric(
     benign_share,
     "How much of the fall of surface distance since the baseline is only the loss of errors: 1 - narrowing_share.",
+    compares=True,
 )

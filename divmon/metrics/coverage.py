@@ -299,20 +299,26 @@ SUPPORT_RETAINED = _metric(
     support_retained,
     "Of the prompts solved at the baseline, the share still solved; falling means a loss of reach (some by chance).",
     "higher",
+    compares=True,
 )
 SUPPORT_NEW = _metric(
-    support_new, "Of the prompts solved now, the share that the baseline did not solve (some by chance).", "neutral"
+    support_new,
+    "Of the prompts solved now, the share that the baseline did not solve (some by chance).",
+    "neutral",
+    compares=True,
 )
 SUPPORT_SCORE = _metric(
     support_score,
     "Harmonic mean of `support_retained` and `support_new`: high only when reach is kept and won.",
     "neutral",
+    compares=True,
 )
 SUPPORT_NET = _metric(
     support_net,
     "Prompts won minus prompts lost since the baseline, over all solved at either time; below 0 means a loss of reach.",
     "higher",
     bounds=(-1.0, 1.0),
+    compares=True,
 )
 HARD_COVERAGE = _metric(
     hard_coverage,

@@ -13,13 +13,14 @@ from divmon.metrics.base import Metric, MetricContext, PerPrompt, Result
 from divmon.metrics.clusters import components
 from divmon.records import SampleBatch
 
-_UNJUDGED = "no completion of this prompt was judged"
-_ALONE = "fewer than two completions of this prompt were judged"
+_NO_VERDICT = "the judge of equivalence gave no number for a pair of valid completions"
+_UNJUDGED = f"no completion of this prompt was judged, or {_NO_VERDICT}"
+_ALONE = f"fewer than two completions of this prompt were judged, or {_NO_VERDICT}"
 _SOURCE = "after Shypula et al. 2025, arXiv:2504.12522"
 
 
-def _classes_of_valid(context: MetricContext) -> list[np.ndarray]:
-    """int[K] a prompt: the class of each valid completion, -1 for the others.
+def _classes_of_valid(context: MetricContext) -> list[np.ndarray | None]:
+    """int[K] a prompt: the class of each valid completion, -1 for the others; None where a pair could not be judged.
 
     Classes are the connected components of the judge's "same" over different texts, so order plays no part. The judge
     is called once, on every pair of different valid texts of one prompt, the lesser text first.
@@ -32,15 +33,19 @@ def _classes_of_valid(context: MetricContext) -> list[np.ndarray]:
         for row, right in zip(context.batch.texts, correct, strict=True)
     ]
     pairs = [pair for texts in valid for pair in itertools.combinations(texts, 2)]
-    same = np.asarray(judge(pairs), dtype=float).reshape(-1) >= 0.5 if pairs else np.zeros(0, dtype=bool)
-    if len(same) != len(pairs):
-        raise ValueError(f"the judge of equivalence returned {len(same)} numbers for {len(pairs)} pairs")
-    classes, start = [], 0
+    verdicts = np.asarray(judge(pairs), dtype=float).reshape(-1) if pairs else np.zeros(0)
+    if len(verdicts) != len(pairs):
+        raise ValueError(f"the judge of equivalence returned {len(verdicts)} numbers for {len(pairs)} pairs")
+    classes: list[np.ndarray | None] = []
+    start = 0
     for texts, row, right in zip(valid, context.batch.texts, correct, strict=True):
         likeness = np.eye(len(texts))
         upper = np.triu_indices(len(texts), 1)
-        likeness[upper] = same[start : start + len(upper[0])]
+        likeness[upper] = verdicts[start : start + len(upper[0])]
         start += len(upper[0])
+        if np.isnan(likeness).any():
+            classes.append(None)
+            continue
         label = components(likeness, threshold=0.5) if texts else np.zeros(0, dtype=int)
         at = dict(zip(texts, label.tolist(), strict=True))
         classes.append(np.array([at[t] if good else -1 for t, good in zip(row, right, strict=True)], dtype=int))
@@ -54,6 +59,8 @@ def _over_classes(context: MetricContext, *, pairs: bool) -> PerPrompt:
     n = np.array([int(row.sum()) for row in known], dtype=int)
     values = np.full(len(classes), math.nan)
     for i, (labels, mask, judged) in enumerate(zip(classes, known, n, strict=True)):
+        if labels is None:
+            continue
         counts = np.bincount(labels[mask & (labels >= 0)]).astype(float)
         if pairs and judged >= 2:
             values[i] = (counts.sum() ** 2 - (counts**2).sum()) / (judged * (judged - 1))
@@ -61,7 +68,7 @@ def _over_classes(context: MetricContext, *, pairs: bool) -> PerPrompt:
             values[i] = np.count_nonzero(counts) / judged
     reason = _ALONE if pairs else _UNJUDGED
     reasons = tuple(reason if math.isnan(value) else None for value in values)
-    valid = sum(int((labels >= 0).sum()) for labels in classes)
+    valid = sum(int(row.sum()) for row in context.correct or ())
     details = {"validity": valid / int(n.sum())} if n.any() else {}
     return PerPrompt(values, np.where(np.isnan(values), 0, n), reasons, details)
 
@@ -77,7 +84,7 @@ def effective_semantic_diversity(batch: SampleBatch, context: MetricContext) -> 
     draws find fewer new meanings each, so compare at equal K only.
 
     Returns:
-        float[P]; NaN where no completion was judged.
+        float[P]; NaN where no completion was judged, or a pair of valid ones could not be compared.
 
     >>> from divmon.metrics.base import Judges
     >>> from divmon.records import Probe
@@ -100,7 +107,7 @@ def effective_pair_diversity(batch: SampleBatch, context: MetricContext) -> Resu
     What moves it besides diversity: validity, by its square.
 
     Returns:
-        float[P]; NaN where fewer than two completions were judged.
+        float[P]; NaN where fewer than two completions were judged, or a pair of valid ones could not be compared.
 
     >>> from divmon.metrics.base import Judges
     >>> from divmon.records import Probe

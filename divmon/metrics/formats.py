@@ -144,7 +144,8 @@ def _pooled(
     """`combine` of sums over prompts by channel. The first channel is the one whose shares are shown."""
     counts = context.cached("format_counts", lambda: _counts(context))
     names = _names(context)
-    parts = np.stack([counts[channel] for channel in channels], axis=-1).reshape(len(context.batch.probes), -1)
+    stacked = np.stack([counts[channel] for channel in channels], axis=-1)
+    parts = stacked.reshape(len(stacked), stacked.shape[1] * stacked.shape[2])  # -1 would not do without prompts
     error = getattr(context.classifier, "first_error", None)
     return Pooled(
         parts,
@@ -301,6 +302,7 @@ FORMAT_SHIFT = _metric(
     "How far the mix of formats has moved from the baseline's: 0 not at all, 1 to other formats altogether; rising "
     "means change, towards fewer formats or more.",
     direction="neutral",
+    compares=True,
 )
 WINNER_GAP = _metric(
     winner_gap,

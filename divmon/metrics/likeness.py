@@ -30,6 +30,7 @@ from divmon.metrics.vendi import (
 )
 from divmon.records import SampleBatch
 
+MAX_JACKKNIFE = 256  # completions of one prompt up to which each is left out in turn: about a second
 REPEATS_AT = 0.8  # mean cosine above which a prompt counts as repeating itself
 _BAD = "an embedding is not finite or has length zero"
 
@@ -119,7 +120,8 @@ def vendi_2(batch: SampleBatch, context: MetricContext) -> Pooled:
 def vendi_1_jackknife(batch: SampleBatch, context: MetricContext) -> PerPrompt:
     """Vendi score of order 1 in the space of an encoder, with its bias from K reduced; see `vendi_1_log_jackknife`.
 
-    1 or more, higher is more diverse, may exceed K. What moves it besides diversity: the encoder, and K a little.
+    1 or more, higher is more diverse, may exceed K. What moves it besides diversity: the encoder, and K a little. K
+    eigendecompositions a prompt: prompts of more than `MAX_JACKKNIFE` completions are missing, and need it least.
 
     Returns:
         float[P].
@@ -131,9 +133,13 @@ def vendi_1_jackknife(batch: SampleBatch, context: MetricContext) -> PerPrompt:
 
     Source: as `vendi_1_log_jackknife`.
     """
-
-    scores = _stacked(embeddings(context), lambda stack: vendi_1_log_jackknife(cosines(stack)))
-    return _result(context, scores[:, 0], _BAD)
+    rows = [row if len(row) <= MAX_JACKKNIFE else row[:0] for row in embeddings(context)]
+    result = _result(context, _stacked(rows, lambda stack: vendi_1_log_jackknife(cosines(stack)))[:, 0], _BAD)
+    if all(len(row) <= MAX_JACKKNIFE for row in batch.texts):
+        return result
+    many = f"more than {MAX_JACKKNIFE} completions"
+    reasons = (many if len(row) > MAX_JACKKNIFE else why for row, why in zip(batch.texts, result.reasons, strict=True))
+    return PerPrompt(result.values, result.n, tuple(reasons), result.details)
 
 
 def surface_vendi_1(batch: SampleBatch, context: MetricContext) -> PerPrompt:

@@ -297,4 +297,5 @@ RARE_RETAINED = _metric(
     bounds=(0.0, math.inf),
     source="divmon",
     signature=f"{CLASSES}|rare:half,1-2",
+    compares=True,
 )

@@ -70,7 +70,7 @@ def chao1(counts: np.ndarray) -> np.ndarray:
     """Estimated number of classes, seen and unseen (bias-corrected Chao1): at least the number seen.
 
     Show it only beside `good_turing_coverage`. At low coverage it is nearly useless: at 8 draws of 20 equal classes it
-    is 16 on average with a standard deviation of 10, and when all classes were seen once it grows with n squared.
+    is 17 on average with a standard deviation of 10, and when all classes were seen once it grows with n squared.
 
     What moves it besides diversity: the number of draws, as long as coverage is low. It is a lower bound in spirit: of
     classes too rare to be met twice it knows nothing.

@@ -26,7 +26,10 @@ from divmon.records import SampleBatch
 LONGEST = 20_000  # characters of a completion; a longer one is not parsed
 BLOCKS = 8  # fenced blocks of a completion that are parsed
 HEIGHT = 4
-_FENCE = re.compile(r"^[ \t]*(`{3,}|~{3,})[ \t]*([\w+.-]*)[^\n]*\n(.*?)(?:^[ \t]*\1|\Z)", re.MULTILINE | re.DOTALL)
+# The look ahead for a line's end lets nothing after it fail, so that time is linear on any text.
+_FENCE = re.compile(
+    r"^(?=[^\n]*\n)[ \t]*(`{3,}|~{3,})[ \t]*([\w+.-]*)[^\n]*\n(.*?)(?:^[ \t]*\1|\Z)", re.MULTILINE | re.DOTALL
+)
 _PYTHON = frozenset({"", "python", "python3", "py", "py3"})
 _MARKS = (ast.Load, ast.Store, ast.Del)
 _VALUES = (ast.Constant, ast.MatchSingleton)
@@ -88,8 +91,8 @@ def _frame(node: ast.AST, children: list[ast.AST], *, shape: bool) -> tuple[Hash
             return ...
         if isinstance(value, str):
             return "" if shape else value
-        # 1, 1.0 and True are equal to a dict, and so are 0.0 and -0.0
-        return None if value is None else (type(value).__name__, repr(value))
+        # 1, 1.0 and True are equal to a dict, and so are 0.0 and -0.0; a whole number may be too long for repr
+        return None if value is None else (type(value).__name__, value if isinstance(value, int) else repr(value))
 
     kind = type(node).__name__
     if shape and isinstance(node, _VALUES):

@@ -327,12 +327,14 @@ TAIL_RATIO = _metric(
     "means narrowing.",
     "higher",
     **_OPEN,
+    compares=True,
 )
 TAIL_SHIFT = _metric(
     solved_tail_shift,
     "How far the mix of difficulties among solved completions has moved from the baseline's: 0 not at all, 1 to other "
     "levels altogether; rising means change, towards easy prompts or hard ones.",
     "neutral",
+    compares=True,
 )
 TAIL_KL = _metric(
     solved_tail_kl,
@@ -341,4 +343,5 @@ TAIL_KL = _metric(
     "neutral",
     unit="nats",
     **_OPEN,
+    compares=True,
 )

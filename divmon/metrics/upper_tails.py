@@ -129,6 +129,7 @@ LONG_TAIL = _metric(
     long_tail,
     "Share of completions longer than nine tenths of the baseline's: 0.1 there; below, long answers are going.",
     signature=f"tail:{TAIL:g}|unit:tokens-else-words|{WORDS}",
+    compares=True,
 )
 SURPRISAL_TAIL = _metric(
     surprisal_tail,
@@ -136,4 +137,5 @@ SURPRISAL_TAIL = _metric(
     "going.",
     needs=frozenset({"logprobs"}),
     signature=f"tail:{TAIL:g}|mean:tokens|T:1",
+    compares=True,
 )

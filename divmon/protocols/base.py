@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import textwrap
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -67,6 +68,28 @@ class Protocol:
             if name not in table:
                 raise unknown(f"metric of the protocol {self.name}", name, table)
         return tuple(table[name] for name in names) or self.metrics
+
+    def page(self) -> str:
+        """Every choice and what cannot be had exactly, as plain text."""
+        decoding = ", ".join(f"{name} {value:g}" for name, value in self.decoding.items())
+        facts = {
+            "metrics": ", ".join(metric.name for metric in self.metrics),
+            "source": self.source,
+            "K": self.k,
+            "prompts": self.prompts,
+            "decoding": decoding,
+            "encoder": self.encoder,
+            "nli": self.nli,
+            "equivalence": self.equivalence,
+            "formats": self.formats,
+            "words": self.tokenisation,
+            "aggregator": self.aggregator,
+            "constants": ", ".join(f"{name} {value}" for name, value in self.constants.items()),
+        }
+        lines = [f"{name}: {value}" for name, value in facts.items() if value]
+        told = [f"- {sentence}" for sentence in self.not_reproducible]
+        shown = [textwrap.fill(line, 100, subsequent_indent="  ") for line in (*lines, "not exactly:", *told)]
+        return "\n".join((f"{self.name}: {self.title}", *shown))
 
     def deviations(
         self,

@@ -10,7 +10,7 @@ from typing import get_args
 from divmon.alarms import Alarms, RuleSet
 from divmon.alarms.lifecycle import Ask
 from divmon.alarms.spending import Journal, cell_shares
-from divmon.records import Measurement, Outcome, Verdict
+from divmon.records import OVERALL, Measurement, Outcome, Verdict
 
 OUTCOMES: tuple[str, ...] = get_args(Outcome)
 
@@ -62,7 +62,7 @@ class Bench:
     def __init__(self, rules: RuleSet, domains: Sequence[str], given: Sequence[Given] = ()) -> None:
         self.alarms = Alarms(rules)
         self.unasked = list(given)
-        self._shares = cell_shares(rules, domains, rules.alpha)
+        self._shares = cell_shares(rules, [domain for domain in domains if domain != OVERALL], rules.alpha)
         self._most = rules.confirmations
         self._journal = Journal(None)
 

@@ -17,8 +17,9 @@ from divmon.alarms.loading import Source
 from divmon.alarms.rules import Rule
 from divmon.alarms.ruleset import RuleSet, Silence
 from divmon.alarms.spending import cell_shares
-from divmon.errors import suggest
+from divmon.errors import ConfigError, suggest
 from divmon.metrics import METRICS
+from divmon.mitigations import lever_settings
 from divmon.records import OVERALL
 from divmon.rulebook import vain
 from divmon.rulebook.document import Document, line_of, read_document
@@ -67,6 +68,11 @@ def check_rules(source: Source | RuleSet, setting: Setting | None = None) -> tup
     problems += _same_names(document)
     book, silences = _book(document, [rule for rule, _ in found], setting, problems)
     problems += _in_vain(found, book, setting)
+    for i in range(1, len(found)):
+        texts = list(_lever_errors([rule for rule, _ in found[: i + 1]]))
+        if texts:
+            problems += [Problem("error", text, found[i][0].name, line_of(found[i][1], "then")) for text in texts]
+            break
     for remark in vain.shared(book, _shares(book, setting), setting):
         name, _, i = remark.key.partition(".")
         line = document.line("silences", silences[int(i)], "until") if i else line_of(document.top, name)
@@ -128,7 +134,17 @@ def _read(row: Any, setting: Setting) -> tuple[list[tuple[str, str, str]], Rule 
             values.pop(error.key, None)
             if error.key in _STANDIN:
                 values[error.key] = _STANDIN[error.key]
+    if rule is not None:
+        errors += [("then", text) for text in _lever_errors([rule])]
     return [(name, key, text) for key, text in errors], None if errors else rule
+
+
+def _lever_errors(rules: Sequence[Rule]) -> Iterator[str]:
+    """What is wrong with the settings of levers, in one rule or between several."""
+    try:
+        lever_settings(rules)
+    except ConfigError as error:
+        yield str(error).removeprefix(f"alarm {rules[-1].name!r}: ")
 
 
 def _unknown_keys(row: Mapping[str, Any]) -> Iterator[tuple[str, str]]:

@@ -154,7 +154,7 @@ def replay(args: argparse.Namespace) -> int:
 
 
 _DIFFERENT = (
-    "These are NOT the recorded events: the run was recorded by another version, resumed from a checkpoint, or edited."
+    "These are NOT the recorded events: the run was recorded by another version, resumed with other alarms, or edited."
 )
 
 

@@ -11,6 +11,7 @@ from divmon.alarms.evidence import MIN_PAIRS, smallest_p
 from divmon.alarms.rules import Rule
 from divmon.alarms.ruleset import RuleSet
 from divmon.alarms.spending import CONFIRMATIONS, level
+from divmon.config import misspelt_exception
 from divmon.errors import suggest
 from divmon.metrics import METRICS
 from divmon.metrics.base import MISSING, Metric, Need
@@ -88,6 +89,7 @@ def alone(rule: Rule, setting: Setting) -> Iterator[Remark]:
         yield Remark(
             "for", f"`for: {rule.hold}` is longer than the {n} evaluations after the baseline; it never fires."
         )
+    yield from _exceptions(rule, setting)
     metric = METRICS.get(rule.metric)
     if metric is None:
         return
@@ -95,6 +97,16 @@ def alone(rule: Rule, setting: Setting) -> Iterator[Remark]:
     yield from _limits(rule, metric)
     if rule.allowed is not None:
         yield from _sizes(rule, metric)
+
+
+def _exceptions(rule: Rule, setting: Setting) -> Iterator[Remark]:
+    if setting.domains is None:
+        return
+    if not rule.cells(setting.domains):
+        yield Remark("except", "every domain is an exception: it has no cell, and can never fire.")
+    for name in rule.except_:
+        if hint := misspelt_exception(name, setting.domains):
+            yield Remark("except", f"no probe has the domain {name!r}.{hint}")
 
 
 def _without_values(metric: Metric, setting: Setting) -> Iterator[Remark]:
@@ -178,7 +190,9 @@ def too_few(rule: Rule, shares: Mapping[str, float], setting: Setting) -> Iterat
     if n < MIN_PAIRS:
         yield Remark("evidence", f"{n} prompts are fewer than the {MIN_PAIRS} a confirmation needs: it stays unknown.")
         return
-    share = next(share for key, share in shares.items() if key.startswith(f"{rule.name}/"))
+    share = next((share for key, share in shares.items() if key.startswith(f"{rule.name}/")), None)
+    if share is None:  # it has no cell, which `alone` says
+        return
     first, best = level(share, 1), smallest_p(n, sides=2 if rule.rule == "outside" else 1)
     if best > first:
         cells = f"{len(shares)} cell{'s' if len(shares) > 1 else ''}"

@@ -147,7 +147,10 @@ def _texts(row: Mapping[str, Any], where: str) -> list[str]:
         if not values:
             raise ProbeError(f"{where}: {name!r} is empty; remove the line, or fill it.")
         return [value for value in values if value is not None]
-    raise ProbeError(f"{where}: no completions. Name them 'completions' (a list of texts) or 'completion' (one text).")
+    raise ProbeError(
+        f"{where}: no completions. Name them 'completions' (a list of texts) or 'completion' (one text); there are "
+        f"{sorted(map(str, row))}."
+    )
 
 
 def _reward_columns(row: Mapping[str, Any]) -> tuple[str, ...]:

@@ -96,6 +96,7 @@ def _decoded(raw: bytes, path: Path, number: int) -> Any:
     except (ValueError, RecursionError) as error:
         raise ProbeError(
             f"{path}, line {number} is not JSON ({error}); a line is one object with a 'prompt'."
+            + ("" if path.name.endswith(SUFFIXES) else f" Files read have names in {', '.join(SUFFIXES)}.")
         ) from error
 
 

@@ -116,7 +116,7 @@ class ConsoleSink:
                 self._write(alert_line(event, coloured=coloured))
             if event.state == "firing" and event.evidence == "confirm" and PROMISE not in self._explained:
                 self._explained.add(PROMISE)
-                self._write(f"divmon  {PROMISE}: {_clean(str(event.details.get('promise', '')))}")
+                self._write(f"divmon  {PROMISE}: {escape_controls(str(event.details.get('promise', '')))}")
             if event.state == "firing" and UNCONFIRMED in event.message and SCREEN not in self._explained:
                 self._explained.add(SCREEN)
                 self._write(f"divmon  {SCREEN}")

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import math
+import os
 import random
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -45,6 +48,9 @@ def agree(results, expected):
     for row in results.rows:
         m = row.measurement
         whole = expected[m.metric, m.domain]
+        if results.against is None and METRICS[m.metric].compares:
+            assert "compares with a baseline" in m.reason  # where the monitor finds its own baseline unchanged
+            continue
         assert m.value == pytest.approx(whole.value, abs=1e-12, nan_ok=True), (m.metric, m.domain)
         assert (m.n, math.isnan(m.value)) == (whole.n, whole.reason is not None), (m.metric, m.domain)
         bounded = m.metric in METRICS and math.isfinite(METRICS[m.metric].bounds[1])
@@ -320,3 +326,47 @@ def test_a_user_s_formats_may_come_to_light_block_by_block(make, monkeypatch):
     agree(results, {(m.metric, m.domain): m for m in last.measurements})
     whole = {(m.metric, m.domain): m for m in last.measurements}["format_dominance", "all"]
     assert results.get("format_dominance").measurement.details["shares"] == pytest.approx(whole.details["shares"])
+
+
+def test_what_compares_with_a_baseline_says_nothing_without_one(make):
+    named = ["format_shift", "tail_shift", "tail_kl", "tail_ratio", "support_net", "rare_retained", "long_tail"]
+    for row in measure(make(6), metrics=named).rows:
+        assert math.isnan(row.measurement.value)
+        assert "compares with a baseline" in row.measurement.reason
+    assert measure(make(6), against=make(6), metrics=["format_shift"]).get("format_shift").measurement.value == 0
+
+
+def test_no_common_prompt_fails_nothing_and_is_said(make):
+    results = measure(make(6), against=make(6, first=6), metrics=["format_dominance", "effective_formats"])
+    assert results.get("format_dominance").change.pairing == "unpaired"
+    [note] = results.notes
+    assert note.startswith("no prompt (domain and text) of the file is in the baseline")
+
+
+def test_a_different_k_is_said_and_stands_in_the_signature_of_its_group(make):
+    few, many = make(4, k=2), make(4, k=5)
+    [note] = measure(few, against=many, metrics=["distinct_1"]).notes
+    assert "K differs between file and baseline (2, 5)" in note
+    steps = [{**row, "step": step} for step, found in enumerate((few, many)) for row in found]
+    results = measure(steps, group_by=["step"], metrics=["distinct_1"])
+    assert "K differs between groups (2, 5)" in results.notes[0]
+    signatures = [results.get("distinct_1", group=(step,)).measurement.signature for step in "01"]
+    assert "|k:2|" in signatures[0]
+    assert "|k:5|" in signatures[1]
+    assert not measure(few, against=few, metrics=["distinct_1"]).notes
+
+
+def test_disputed_gold_answers_are_said():
+    rows = [{"prompt": "2 + 2?", "completion": "4", "gold": gold} for gold in ("4", "5")]
+    assert "1 of the prompts of the file have another gold answer" in measure(rows, metrics=["pass_at_1"]).notes[0]
+    assert not measure(rows[:1] * 2, metrics=["pass_at_1"]).notes
+
+
+def test_nothing_stays_behind_when_the_process_is_killed(tmp_path, make):
+    code = "import itertools, sys, divmon; row = {'prompt': 'p', 'completions': ['a', 'b']}\n"
+    code += "divmon.measure(print('reading', flush=True) or row if i == 9999 else row for i in itertools.count())"
+    there = {**os.environ, "TMPDIR": str(tmp_path)}
+    with subprocess.Popen([sys.executable, "-c", code], env=there, stdout=subprocess.PIPE) as process:
+        assert process.stdout.readline() == b"reading\n"
+        process.kill()
+    assert os.name != "posix" or not list(tmp_path.iterdir())

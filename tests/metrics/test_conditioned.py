@@ -207,6 +207,24 @@ def test_effective_diversity_equals_its_definition(row):
     assert pair.values[0] == pytest.approx(np.mean(both), abs=1e-12)
 
 
+def test_a_pair_without_a_verdict_makes_the_prompt_missing():
+    """Unknown is not different: it must not look more diverse."""
+
+    def same(pairs):
+        return np.array([math.nan if "?" in a + b else 0.0 for a, b in pairs])
+
+    ctx = context([["a", "?"], ["a", "b"], ["?", "b"]], [[1, 1], [1, 1], [0, 1]], judges=Judges(equivalence=same))
+    for name, values in {
+        "effective_semantic_diversity": [math.nan, 1.0, 0.5],
+        "effective_pair_diversity": [math.nan, 1.0, 0.0],
+    }.items():
+        result = evaluate(METRICS[name], ctx)
+        np.testing.assert_array_equal(result.values, values)
+        assert "gave no number" in result.reasons[0]
+        assert result.n.tolist() == [0, 2, 2]
+        assert result.details["validity"] == 5 / 6
+
+
 def test_meanings_join_in_chains_and_each_pair_is_asked_for_once():
     asked = []
 

@@ -98,6 +98,13 @@ def test_chao_jost_equals_the_published_formula(counts):
     )
 
 
+@pytest.mark.parametrize(
+    "counts", [[1] * 171, [1] * 400, [1] * 200 + [2], [1] * 100 + [2] * 100, [500, 1], [900, 1, 2]]
+)
+def test_chao_jost_of_many_draws_equals_the_published_formula(counts):
+    assert float(chao_jost_entropy(np.array(counts))) == pytest.approx(chao_jost_as_published(counts), rel=1e-9)
+
+
 def test_chao_jost_without_classes_seen_once_is_the_first_sum_alone():
     assert float(chao_jost_entropy(np.array([4, 4]))) == pytest.approx(1 / 4 + 1 / 5 + 1 / 6 + 1 / 7, rel=1e-12)
 

@@ -6,6 +6,7 @@ import math
 import os
 import subprocess
 import sys
+import time
 import warnings
 from collections import Counter
 
@@ -197,6 +198,7 @@ def test_where_the_program_is(text, program):
         "-" * 9000 + "1",
         "x" + ".a" * 4000,
         "9" * 9000,
+        "x = 0x" + "f" * 9000,  # an int too long for repr
         "x = " + "(" * 150 + "1" + ")" * 150,
         "if 1:\n" + "".join(" " * i + "if 1:\n" for i in range(1, 99)) + " " * 99 + "x",
         "a" * 100_000,
@@ -210,6 +212,13 @@ def test_hostile_programs_raise_and_warn_nothing(text):
         for name in NAMES:
             found = value(name, [text, text, "x = 1"])
             assert math.isnan(found) or 0 <= found <= 1
+
+
+@pytest.mark.parametrize("line", ["`" * 19_000, "~" * 19_000, "```" + " " * 9_000 + "a" * 9_000])
+def test_a_fence_on_a_line_that_does_not_end_costs_linear_time(line):
+    start = time.process_time()
+    assert parse_program(line) is None
+    assert time.process_time() - start < 0.1  # it was .2 seconds and more
 
 
 def test_long_texts_are_not_parsed():

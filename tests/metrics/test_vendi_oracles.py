@@ -237,3 +237,13 @@ def test_many_completions_are_compared_in_blocks_without_bias():
     shuffled = MetricContext(batch([texts[::-1]]), baseline=context)
     assert value("surface_vendi_2", shuffled) == pytest.approx(value("surface_vendi_2", context), rel=1e-12)
     assert np.isnan(value("surface_vendi_1", context)).all()
+
+
+def test_the_jackknife_of_very_many_completions_is_missing_and_says_so():
+    rows = (tuple(map(str, range(257))), ("0", "1", "2"))
+    batch = SampleBatch(0, (Probe("a", "?"), Probe("b", "?")), rows)
+    axes = np.eye(3)
+    context = MetricContext(batch, encoder=lambda texts: axes[[int(text) % 3 for text in texts]])
+    result = evaluate(METRICS["vendi_1_jackknife"], context)
+    assert np.isnan(result.values).tolist() == [True, False]
+    assert result.reasons == ("more than 256 completions", None)
