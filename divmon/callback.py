@@ -212,11 +212,8 @@ class DiversityCallback(TrainerCallback):  # type: ignore[misc]
             if action.kind in LEVERS and action.kind not in ready:  # a function has asked for it
                 why = f"no alarm lists {action.kind} in `then`, so it was not made ready before training"
                 self._boundary.failed("mitigation", action.kind, why)
-            if action.kind == "stop":
-                if self.session is not None and self.session.ranks.main:
-                    log.warning(
-                        "divmon stops training: the alarm %r fired; the checkpoint is saved first", action.alarm
-                    )
+            if action.kind == "stop" and self.session is not None and self.session.ranks.main:
+                log.warning("divmon stops training: the alarm %r fired; the checkpoint is saved first", action.alarm)
 
     def _apply(self, args: TrainingArguments, control: TrainerControl) -> None:
         """The only place where anything is asked of the trainer."""

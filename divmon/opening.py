@@ -29,7 +29,7 @@ from divmon.sinks.reporters import reporters
 from divmon.sinks.trackio import open_run
 
 log = logging.getLogger("divmon")
-FORETELL = 5.0  # seconds that may be spent before training on saying what alarms will find
+FORETELL = 8.0  # seconds that may be spent before training on saying what alarms will find
 STATE_KEY = "divmon"  # in TrainerState.stateful_callbacks; not a class name, so that nothing is re-instantiated
 
 
@@ -185,11 +185,11 @@ def _open_history(session: Session, path: Path, plan: Plan, step: int) -> None:
 
 
 def _spent(session: Session, path: Path) -> bytes:
-    """The journal of confirmations of the run at `path`: a training that goes on with a new history has spent it too."""
-    journal = path / "confirmations" / JOURNAL
+    """The journal of confirmations at `path`: training that goes on with a new history has spent them too."""
+    journal, found = path / "confirmations" / JOURNAL, b""
     with session.health.shield("disk", str(journal)):
-        return journal.read_bytes() if journal.exists() else b""
-    return b""
+        found = journal.read_bytes() if journal.exists() else b""
+    return found
 
 
 def _measured(session: Session, plan: Plan) -> str:
@@ -212,8 +212,8 @@ def _continue(session: Session, path: Path, plan: Plan, step: int) -> None:
         return
     if [history.info.get("rules"), history.info.get("alarms")] != [dump_rules(plan.rules), plan.rules.shared]:
         log.warning(
-            "divmon: the alarms are not those that %s began with. They are judged from its baseline; its run.json "
-            "keeps the first ones, so that `divmon replay` without --rules gives other events from step %d on", path, step
+            "divmon: the alarms are not those that %s began with. They are judged from its baseline; its run.json keeps "
+            "the first ones, so that `divmon replay` without --rules gives other events from step %d on", path, step,
         )  # fmt: skip
     history.rewind(step)
     session.monitor.resume(history)

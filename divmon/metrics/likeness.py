@@ -327,6 +327,7 @@ SURFACE_VENDI_2 = Metric(
     fn=surface_vendi_2,
     summary="How many entirely different wordings a prompt's completions are worth, whatever K is (Vendi, order 2).",
     signature=f"q:2|unbiased|pairs:all<={MAX_KERNEL}|{CHARS}|idf:baseline|norm:l2",
+    standard=False,
     **_UNBIASED,
 )
 NEAREST_SIMILARITY = Metric(

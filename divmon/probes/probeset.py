@@ -62,8 +62,11 @@ class ProbeSet:
 
     @property
     def fingerprint(self) -> str:
-        """Twelve hex digits that change when a prompt, its order, gold, domain or difficulty does."""
-        rows = [[p.id, p.domain, p.prompt, p.gold, p.difficulty, p.token_ids] for p in self.probes]
+        """Twelve hex digits that change when a prompt, its order, gold, domain, difficulty or reference does."""
+        rows = [
+            [p.id, p.domain, p.prompt, p.gold, p.difficulty, p.token_ids, *([p.reference] if p.reference else [])]
+            for p in self.probes
+        ]
         text = json.dumps(rows, sort_keys=True, ensure_ascii=True, default=str)
         return hashlib.sha256(text.encode("ascii")).hexdigest()[:12]
 

@@ -68,11 +68,7 @@ def check_rules(source: Source | RuleSet, setting: Setting | None = None) -> tup
     problems += _same_names(document)
     book, silences = _book(document, [rule for rule, _ in found], setting, problems)
     problems += _in_vain(found, book, setting)
-    for i in range(1, len(found)):
-        texts = list(_lever_errors([rule for rule, _ in found[: i + 1]]))
-        if texts:
-            problems += [Problem("error", text, found[i][0].name, line_of(found[i][1], "then")) for text in texts]
-            break
+    problems += _lever_conflict(found)
     for remark in vain.shared(book, _shares(book, setting), setting):
         name, _, i = remark.key.partition(".")
         line = document.line("silences", silences[int(i)], "until") if i else line_of(document.top, name)
@@ -137,6 +133,14 @@ def _read(row: Any, setting: Setting) -> tuple[list[tuple[str, str, str]], Rule 
     if rule is not None:
         errors += [("then", text) for text in _lever_errors([rule])]
     return [(name, key, text) for key, text in errors], None if errors else rule
+
+
+def _lever_conflict(found: Sequence[tuple[Rule, Any]]) -> Iterator[Problem]:
+    """The first rule that sets up a lever differently from those before it."""
+    for n, (rule, row) in enumerate(found, 1):
+        for text in _lever_errors([other for other, _ in found[:n]]):
+            yield Problem("error", text, rule.name, line_of(row, "then"))
+            return
 
 
 def _lever_errors(rules: Sequence[Rule]) -> Iterator[str]:

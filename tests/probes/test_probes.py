@@ -278,14 +278,14 @@ def test_one_fingerprint_for_ever():
     assert probes.fingerprint == "d7e4ad407153"
     reordered = [{"content": turn["content"], "role": turn["role"]} for turn in CHAT]
     assert ProbeSet.of([*ROWS, reordered, Probe("t", "é\u2028", token_ids=(3, 4))]).fingerprint == probes.fingerprint
-    other = replace(probes.probes[0], reference="r", columns={"a": 1})
+    other = replace(probes.probes[0], columns={"a": 1})
     assert ProbeSet((other, *probes.probes[1:])).fingerprint == probes.fingerprint
 
 
 def test_the_fingerprint_sees_whatever_changes_a_number():
     first, *rest = ProbeSet.of(ROWS).probes
     changes = [{"id": "x"}, {"prompt": "x"}, {"prompt": tuple(CHAT)}, {"domain": "x"}, {"gold": "2"}, {"gold": None},
-               {"difficulty": 4}, {"token_ids": (1,)}]  # fmt: skip
+               {"difficulty": 4}, {"token_ids": (1,)}, {"reference": "r"}, {"reference": "s"}]  # fmt: skip
     sets = [(first, *rest), (*rest, first), (first,), *((replace(first, **change), *rest) for change in changes)]
     assert len({ProbeSet(tuple(probes)).fingerprint for probes in sets}) == len(sets)
 
