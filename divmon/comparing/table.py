@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import textwrap
 from collections.abc import Iterator, Sequence
 
 from divmon.comparing.results import Comparison, Domain, Estimate, Section
@@ -22,7 +21,7 @@ def table(found: Comparison) -> str:
     lines = [*_wrapped(f"Compared at equal quality, never at equal step. Reference: {_said(found.reference)}.")]
     for name, folders in found.groups.items():
         runs = f"{len(folders)} runs: " if len(folders) > 1 else ""
-        lines += _wrapped(f"{_said(name)}  {runs}{', '.join(map(escape_controls, folders))}", "  ")
+        lines += _wrapped(f"{_said(name)}: {runs}{', '.join(map(escape_controls, folders))}", "  ")
     for domain in found.domains:
         lines += _domain(found, domain)
     lines.append("")
@@ -37,9 +36,19 @@ def _said(name: str) -> str:
 
 
 def _wrapped(text: str, indent: str = "") -> list[str]:
-    return textwrap.wrap(
-        escape_controls(text), WIDTH, initial_indent=indent, subsequent_indent=indent + "  ", break_on_hyphens=False
-    )
+    """`text` in lines of at most `WIDTH` columns of a terminal, on which some characters take two."""
+    lines = [indent]
+    for word in escape_controls(text).split():
+        gap = " " if lines[-1].strip() else ""
+        if gap and columns(lines[-1] + gap + word) > WIDTH:
+            lines.append(indent + "  ")
+            gap = ""
+        lines[-1] += gap
+        for char in word:
+            if columns(lines[-1] + char) > WIDTH:
+                lines.append(indent + "  ")
+            lines[-1] += char
+    return lines
 
 
 def _domain(found: Comparison, domain: Domain) -> Iterator[str]:

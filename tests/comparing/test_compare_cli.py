@@ -154,7 +154,7 @@ def test_hostile_names_are_only_ever_read(kit, tmp_path):
     printed = table(found)
     assert not re.search(r"[\x00-\x09\x0b-\x1f\u202e\ud800]", printed)
     assert max(map(columns, printed.splitlines())) <= WIDTH
-    assert re.search(r"\n +long-long…-long-7 +0\.5 ", printed)
+    assert re.search(r"\n +long-[long…-]+-7 +0\.5 ", printed)
 
 
 def test_pages_without_quality_or_a_common_step(kit, tmp_path):
