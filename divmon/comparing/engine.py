@@ -102,7 +102,7 @@ def compare(
         for name in dict.fromkeys((*([by] if by else []), *here)):
             _agree(runs, f"{domain}/{name}")
         if here:
-            found.append(_domain(sides, domain, here, by, level))
+            found.append(_domain(sides, domain, here, quality, level))
     if not found:
         raise SignatureMismatch(f"No domain has {', '.join(names)} in every run: there is nothing to compare.")
     _refuse(found, level)
@@ -145,17 +145,18 @@ def _agree(runs: Sequence[Run], key: str) -> None:
             )
 
 
-def _domain(sides: Sequence[Side], domain: str, names: Sequence[str], by: str, level: float | None) -> Domain:
+def _domain(
+    sides: Sequence[Side], domain: str, names: Sequence[str], wanted: str | None, level: float | None
+) -> Domain:
     runs = [run for _, side in sides for run in side]
+    by = _quality(runs, domain, wanted)
     last = joint_step([np.array(run.steps) for run in runs])
     at_last = None
     if last is not None:
         also = [*([by] if by else []), *(name for name in names if name != by)]
         at_last = _section(sides, domain, also, [Point(last, last, 0.0)] * len(runs))
     if not by:
-        lost = [run.name for run in runs if not any(np.isfinite(run.curve(f"{domain}/{q}")).any() for q in QUALITY)]
-        where = f" in {', '.join(lost)}" if lost else ""
-        reason = f"no quality was measured{where}, so runs cannot be matched by it: pass quality= when training"
+        reason = _unjudged(runs, domain, QUALITY if wanted is None else (wanted,))
         return Domain(domain, "", math.nan, (math.nan, math.nan), None, at_last, reason)
     qualities = [run.curve(f"{domain}/{by}") for run in runs]
     shared = shared_range(qualities)
@@ -171,6 +172,14 @@ def _domain(sides: Sequence[Side], domain: str, names: Sequence[str], by: str, l
     ]
     section = _section(sides, domain, [name for name in names if name != by], points)
     return Domain(domain, by, matched.level, shared, section, at_last, None, curves)
+
+
+def _unjudged(runs: Sequence[Run], domain: str, names: Sequence[str]) -> str:
+    curves = [[run.curve(f"{domain}/{name}") for name in names] for run in runs]
+    lost = [run.name for run, row in zip(runs, curves, strict=True) if all(np.isnan(curve).all() for curve in row)]
+    if lost:
+        return f"no quality was measured in {', '.join(lost)}: give all runs a judge (quality=, or gold answers)"
+    return f"none of {', '.join(names)} was measured in every run: judge all of them alike"
 
 
 def _ranges(runs: Sequence[Run], qualities: Sequence[np.ndarray], by: str) -> str:

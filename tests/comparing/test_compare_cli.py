@@ -4,9 +4,11 @@ import json
 import math
 import os
 import re
+import shlex
 import subprocess
 import sys
 from html.parser import HTMLParser
+from pathlib import Path
 
 import pytest
 
@@ -61,6 +63,17 @@ def test_groups_as_json_and_page(runs, capsys):
     assert "<title>fast, slow · divmon compare</title>" in (runs.parent / "out.html").read_text("utf-8")
     assert main([*arguments, "--json", "-"]) == 0
     assert json.loads(capsys.readouterr().out) == found
+
+
+def test_the_command_in_the_readme_runs(kit, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for i in (0, 1):
+        kit.recorded(tmp_path / "runs" / f"plain-{i}", FAST)
+        kit.recorded(tmp_path / "runs" / f"lever-{i}", SLOW)
+    readme = (Path(__file__).parents[2] / "README.md").read_text("utf-8")
+    [command] = re.findall(r"^divmon compare .*", readme, re.MULTILINE)
+    assert main(shlex.split(command, comments=True)[1:]) == 0
+    assert "95 % intervals" in read(Path("compare.html").read_text("utf-8"))
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """Runs at equal quality: numbers worked out by hand, seeds against scipy, and what is refused."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -125,6 +126,33 @@ def test_without_quality_only_the_last_common_step(kit, tmp_path):
         kit, tmp_path / "2", {"tfidf_distance": [0.9, 0.8]}, {"tfidf_distance": [0.9, 0.6, 0.5]}, steps=(0, 15)
     )
     assert compare(groups).domains[0].last.steps == ((0.0,), (0.0,))
+
+
+def test_quality_of_two_kinds_is_not_matched(kit, tmp_path):
+    a = {"pass_at_1": [0.0, 0.5, 1.0], "coverage": [1.0] * 3}
+    b = {"mean_quality": [0.0, 0.5, 1.0], "coverage": [1.0] * 3}
+    [domain] = compare(pair(kit, tmp_path, a, b)).domains
+    assert (domain.quality, domain.matched) == ("", None)
+    assert domain.reason.startswith("none of pass_at_1, mean_quality was measured in every run")
+    [domain] = compare(pair(kit, tmp_path / "2", a, {"pass_at_1": [NAN] * 3, "coverage": [1.0] * 3})).domains
+    assert domain.reason.startswith("no quality was measured in b:")
+
+
+def test_domains_are_matched_each_by_itself(kit, tmp_path):
+    rise = {"pass_at_1": [0.0, 0.4, 0.8], "coverage": [0.2, 0.6, 1.0]}
+    groups = []
+    for name, other in (("a", rise), ("b", {"pass_at_1": [0.9, 0.95, 1.0], "coverage": [1.0] * 3})):
+        history = kit.recorded(tmp_path / name, rise)
+        talk = kit.recorded(tmp_path / f"{name}-talk", other, domain="talk")
+        for evaluation, more in zip(list(history.evaluations), talk.evaluations, strict=True):
+            i = history.evaluations.index(evaluation)
+            history.evaluations[i] = replace(evaluation, measurements=evaluation.measurements + more.measurements)
+        groups.append(Group(name, (history,)))
+    sums, talk = compare(groups).domains
+    assert (sums.domain, sums.level) == ("sums", 0.8)
+    assert talk.matched is None
+    assert talk.reason == "pass_at_1 is 0 to 0.8 in a; 0.9 to 1 in b"
+    assert talk.last is not None
 
 
 def test_mean_quality_where_there_is_no_pass_rate_or_it_is_asked_for(kit, tmp_path):
