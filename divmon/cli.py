@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from divmon.comparing.options import add_compare
 from divmon.errors import ConfigError, DivmonError, HistoryError
 from divmon.rulebook.options import add_replay, add_rules
 
@@ -69,6 +70,7 @@ def _parser() -> argparse.ArgumentParser:
     report.add_argument("--out", type=Path, help="the file to write (default: report.html in RUN)")
     report.set_defaults(run=_report)
 
+    add_compare(commands).set_defaults(run=_compare)
     add_rules(commands)
     add_replay(commands)
 
@@ -191,6 +193,25 @@ def _report(args: argparse.Namespace) -> int:
     from divmon.report import write
 
     print(write(args.folder, other=args.other, out=args.out or args.folder / "report.html"))
+    return 0
+
+
+def _compare(args: argparse.Namespace) -> int:
+    from divmon.comparing.engine import compare
+    from divmon.comparing.groups import open_groups
+    from divmon.comparing.table import table
+    from divmon.plain import to_json
+
+    groups = open_groups(args.runs, args.group)
+    found = compare(groups, metrics=args.metric, quality=args.quality, level=args.at)
+    text = json.dumps(to_json(found), indent=2)
+    if args.json is not None and args.json != "-":
+        _write(Path(args.json), text + "\n")
+    if args.html is not None:
+        from divmon.comparing.page import render
+
+        _write(args.html, render(found))
+    _say(text if args.json == "-" else table(found))
     return 0
 
 

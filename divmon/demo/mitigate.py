@@ -6,10 +6,9 @@ import math
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from divmon.demo.run import printer, quiet, watching
 from divmon.history import History
+from divmon.matching import match
 
 LEVER = "diversity_reward"
 FORMATS, RIGHT = "effective_correct_formats", "pass_at_1"
@@ -77,14 +76,14 @@ def told(alone: History, mitigated: History) -> tuple[str, bool]:
         cells = [float(series.values[i]) if i < len(series.values) else math.nan for pair in columns for series in pair]
         note = f"   {LEVER} {notes[int(step)]}" if int(step) in notes else ""
         lines.append(f"  {step:>4}   {cells[0]:>7.2f}  {cells[1]:>6.2f}     {cells[2]:>7.2f}  {cells[3]:>6.2f}{note}")
-    level = min(float(np.nanmax(right.values)) for _, right in columns)
-    first = [int(np.argmax(right.values >= level)) for _, right in columns]
-    formats = [float(series.values[at]) for (series, _), at in zip(columns, first, strict=True)]
-    steps = [int(series.steps[at]) for (series, _), at in zip(columns, first, strict=True)]
+    found = match([right.values for _, right in columns])
+    formats = [place.read(series.values) for (series, _), place in zip(columns, found.places, strict=True)]
+    steps = [place.read(series.steps) for (series, _), place in zip(columns, found.places, strict=True)]
     lines += [
         "",
-        f"At the highest pass@1 that both reach ({level:.2f}; step {steps[0]} and step {steps[1]}), {formats[0]:.2f} "
-        f"formats are in use alone, and {formats[1]:.2f} with the lever: {formats[1] / formats[0]:.1f} times as many.",
+        f"At the highest pass@1 that both reach ({found.level:.2f}; step {steps[0]:.0f} and step {steps[1]:.0f}), "
+        f"{formats[0]:.2f} formats are in use alone, and {formats[1]:.2f} with the lever: "
+        f"{formats[1] / formats[0]:.1f} times as many.",
     ]
     if not any(change.phase == "applied" for change in mitigated.mitigations):
         lines.append("The alarm never fired, so the lever was never pulled.")

@@ -133,7 +133,7 @@ class Results:
 
     def table(self) -> str:
         """Aligned plain text, safe to print whatever the file holds."""
-        return "\n".join((*self._head(), "", *_aligned(list(self._cells())), *self._tail()))
+        return "\n".join((*self._head(), "", *aligned(list(self._cells())), *self._tail()))
 
     def _head(self) -> Iterator[str]:
         for name, source in (("", self.source), ("against ", self.against)):
@@ -199,10 +199,11 @@ def _changes(change: Change | None) -> list[str]:
     return [_number(change.baseline), moved, _interval(change.low, change.high), pairs]
 
 
-def _aligned(rows: list[list[str]]) -> Iterator[str]:
-    widths = [max(_columns(row[i]) for row in rows) for i in range(len(rows[0]))]
+def aligned(rows: list[list[str]]) -> Iterator[str]:
+    """Lines in which the cells of each column begin at one place on a terminal."""
+    widths = [max(columns(row[i]) for row in rows) for i in range(len(rows[0]))]
     for row in rows:
-        yield "  ".join(c + " " * (w - _columns(c)) for c, w in zip(row, widths, strict=True)).rstrip()
+        yield "  ".join(c + " " * (w - columns(c)) for c, w in zip(row, widths, strict=True)).rstrip()
 
 
 def _number(value: float) -> str:
@@ -223,5 +224,6 @@ def _clean(text: str, limit: int = _CELL) -> str:
     return shown if len(shown) <= limit else f"{shown[: limit - 1]}…"
 
 
-def _columns(text: str) -> int:
+def columns(text: str) -> int:
+    """How many columns of a terminal `text` takes."""
     return sum(0 if unicodedata.combining(c) else 2 if unicodedata.east_asian_width(c) in "WF" else 1 for c in text)

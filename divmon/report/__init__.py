@@ -6,7 +6,6 @@ from pathlib import Path
 
 from divmon.errors import HistoryError
 from divmon.history import History
-from divmon.report.page import render
 
 __all__ = ["write"]
 
@@ -26,6 +25,8 @@ def write(run: str | Path | History, *, other: str | Path | History | None = Non
         HistoryError: There is no run, it has no evaluation yet, or the file cannot be written.
         SignatureMismatch: No series of the two runs was measured in the same way.
     """
+    from divmon.report.page import render  # here, so that the numbers of a report are had without its charts
+
     out = Path(out)
     runs = [r if isinstance(r, History) else History.read(r) for r in (run, other) if r is not None]
     page = render(*runs)

@@ -38,7 +38,7 @@ def render(run: History, other: History | None = None) -> str:
     found = [changes(history) for history in runs]
     mixed = _mixed(runs, found)
     names = domains(runs)
-    return _environment().get_template("page.html.j2").render(
+    return environment().get_template("page.html.j2").render(
         runs=[_run(history, letter) for history, letter in zip(runs, LETTERS, strict=False)],
         two=len(runs) == 2,
         domains=[_domain(runs, found, name, set(mixed), full=name in names[:CHARTED]) for name in names],
@@ -48,12 +48,14 @@ def render(run: History, other: History | None = None) -> str:
     )  # fmt: skip
 
 
-def _environment() -> Environment:
+def environment(*folders: Path) -> Environment:
+    """Templates of reports, and those in `folders`: everything is escaped, and nothing of it invisible."""
+
     def finalize(value: Any) -> Any:
         return value if isinstance(value, Markup) else text.visible(str(value))
 
     environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent, encoding="utf-8"),
+        loader=FileSystemLoader([Path(__file__).parent, *folders], encoding="utf-8"),
         autoescape=True,
         finalize=finalize,
         undefined=StrictUndefined,
@@ -97,7 +99,7 @@ def _run(history: History, letter: str) -> dict[str, Any]:
     events = list(history.events())
     return {
         "letter": letter,
-        "name": _name(history.path),
+        "name": text.run_name(history.path),
         "path": str(history.path),
         "verdict": verdict(history),
         "events": events[:EVENTS],
@@ -109,10 +111,6 @@ def _run(history: History, letter: str) -> dict[str, Any]:
         "cost": cost(history),
         "gaps": gaps(history),
     }
-
-
-def _name(path: Path) -> str:
-    return path.parent.name if path.name == "divmon" and path.parent.name else path.name
 
 
 def _row(metric: str, pair: list[Change | None], mixed: bool) -> dict[str, Any]:

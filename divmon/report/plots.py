@@ -177,6 +177,45 @@ def levels(
         return _svg(figure, alt)
 
 
+@dataclass(frozen=True)
+class Trail:
+    """One run's way through quality and another metric.
+
+    Attributes:
+        quality: float[E], NaN where unknown.
+        values: float[E] of the metric.
+        group: Runs of one group share a colour.
+    """
+
+    quality: Sequence[float]
+    values: Sequence[float]
+    group: int
+
+
+def trails(lines: Sequence[Trail], *, level: float, across: str, alt: str) -> Markup:
+    """A metric over quality, a line for each run from its first evaluation (a ring) to its last.
+
+    Args:
+        lines: One for each run.
+        level: The quality at which runs are compared, drawn as a vertical line; NaN for none.
+        across: What quality is called.
+        alt: What the chart shows, for those who do not see it.
+    """
+    with matplotlib.style.context(["default", _STYLE]):
+        figure, axes = _axes()
+        for line in lines:
+            points = np.array([line.quality, line.values], dtype=float)
+            x, y = points[:, ~np.isnan(points).any(axis=0)]
+            colour, dashed = PALETTE[line.group % len(PALETTE)], line.group >= len(PALETTE)
+            axes.plot(x, y, color=colour, linewidth=1.5, marker=".", markersize=4, linestyle="--" if dashed else "-")
+            axes.plot(x[:1], y[:1], "o", markersize=6, color=colour, markerfacecolor=CARD)
+        if not math.isnan(level):
+            axes.axvline(level, color=MUTED, linewidth=1)
+        axes.xaxis.set_major_locator(MaxNLocator(nbins=6))
+        axes.set_xlabel(across)
+        return _svg(figure, alt)
+
+
 def _axes() -> tuple[Figure, Any]:
     figure = Figure(figsize=SIZE, layout="constrained")
     axes = figure.add_subplot()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import unicodedata
+from pathlib import Path
 
 from divmon.metrics import METRICS
 from divmon.records import OVERALL
@@ -111,6 +112,16 @@ def named(metric: str) -> str:
 def placed(domain: str) -> str:
     """Where, in a sentence."""
     return "over all domains" if domain == OVERALL else f"in {short(domain, 40)}"
+
+
+def run_name(path: Path) -> str:
+    """What a run in a folder is called: the folder, or the trainer's own folder above ``divmon``.
+
+    >>> run_name(Path("runs/plain-3/divmon")), run_name(Path("runs/plain-3"))
+    ('plain-3', 'plain-3')
+    """
+    path = path.absolute()
+    return path.parent.name if path.name == "divmon" and path.parent.name else path.name
 
 
 def summary(metric: str) -> str:

@@ -7,9 +7,9 @@
 Each seed trains the packaged model with GRPO twice on four fifths of the sums, with the ordinary correctness reward:
 once with an alarm that only warns, once with one that applies a lever (`diversity_reward` unless another is named). The
 other fifth is probed. Runs are compared where both first reach the highest pass@1 that both reach (never at equal
-steps), by the effective number of formats among correct completions, which the reward pays for, and by the effective
-number of wordings (Hill number of order 2 of the TF-IDF kernel among a prompt's correct completions, over pairs), which
-it does not.
+steps; linearly between evaluations), by the effective number of formats among correct completions, which the reward
+pays for, and by the effective number of wordings (Hill number of order 2 of the TF-IDF kernel among a prompt's correct
+completions, over pairs), which it does not.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ import numpy as np
 
 import divmon
 from divmon.demo import sums
+from divmon.matching import match
 from divmon.metrics.text import char_ngrams
 
 HELD_OUT = 20
@@ -76,9 +77,6 @@ class Run:
     wordings: np.ndarray
     applied: int | None
 
-    def reaches(self, level: float) -> int:
-        return int(np.argmax(self.accuracy >= level))
-
 
 def train(out: Path, *, seed: int, steps: int, then: list[Any]) -> Run:
     import torch
@@ -123,17 +121,19 @@ def train(out: Path, *, seed: int, steps: int, then: list[Any]) -> Run:
 
 def compare(plain: Run, helped: Run) -> dict[str, float]:
     """Both at the highest pass@1 both reach, and at the end."""
-    level = min(plain.accuracy.max(), helped.accuracy.max())
-    a, b = plain.reaches(level), helped.reaches(level)
+    found = match([plain.accuracy, helped.accuracy])
+    a, b = found.places
+    formats = a.read(plain.formats), b.read(helped.formats)
+    spread = a.read(plain.wordings), b.read(helped.wordings)
     return {
         "applied": -1 if helped.applied is None else helped.applied,
-        "level": float(level),
-        "plain step": float(plain.steps[a]),
-        "helped step": float(helped.steps[b]),
-        "plain formats": float(plain.formats[a]),
-        "helped formats": float(helped.formats[b]),
-        "formats ratio": float(helped.formats[b] / plain.formats[a]),
-        "wordings ratio": float(helped.wordings[b] / plain.wordings[a]),
+        "level": found.level,
+        "plain step": a.read(plain.steps),
+        "helped step": b.read(helped.steps),
+        "plain formats": formats[0],
+        "helped formats": formats[1],
+        "formats ratio": formats[1] / formats[0],
+        "wordings ratio": spread[1] / spread[0],
         "end formats ratio": float(helped.formats[-3:].mean() / plain.formats[-3:].mean()),
         "end wordings ratio": float(helped.wordings[-3:].mean() / plain.wordings[-3:].mean()),
         "end accuracy": float(helped.accuracy[-3:].mean() - plain.accuracy[-3:].mean()),

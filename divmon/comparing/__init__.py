@@ -1,0 +1,1 @@
+"""Runs side by side at equal quality, never at equal step: ``divmon compare``."""
