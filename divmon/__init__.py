@@ -14,7 +14,6 @@ if TYPE_CHECKING:
     from divmon.alarms import Rule
     from divmon.attach import watch
     from divmon.callback import DiversityCallback
-    from divmon.config import Settings
     from divmon.errors import ConfigError, DivmonError
     from divmon.history import History
     from divmon.measuring import measure
@@ -25,6 +24,7 @@ if TYPE_CHECKING:
     from divmon.probes import ProbeSet
     from divmon.records import Measurement, Observation, Probe, SampleBatch
     from divmon.samplers.file import read_completions
+    from divmon.settings import Settings
 
 __version__ = "0.1.0"
 
@@ -42,7 +42,7 @@ _HOME = {
     "ProbeSet": "probes",
     "Rule": "alarms",
     "SampleBatch": "records",
-    "Settings": "config",
+    "Settings": "settings",
     "divpo_pairs": "mitigations",
     "measure": "measuring",
     "read_completions": "samplers.file",

@@ -11,7 +11,7 @@ from typing import Any, Unpack
 
 from divmon.callback import DiversityCallback
 from divmon.compat import StopTraining, own_loop
-from divmon.config import SettingsKwargs
+from divmon.settings import SettingsKwargs
 
 
 def watch(trainer: Any, probes: Any = None, **settings: Unpack[SettingsKwargs]) -> DiversityCallback:

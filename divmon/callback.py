@@ -9,7 +9,7 @@ from typing import Any, Unpack
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from divmon import compat
-from divmon.config import Settings, SettingsKwargs, plan
+from divmon.config import plan
 from divmon.errors import ConfigError
 from divmon.health import Health
 from divmon.levers.board import Board, check_levers
@@ -18,6 +18,7 @@ from divmon.records import LEVERS, Action
 from divmon.samplers.guard import same_streams
 from divmon.samplers.ranks import Ranks
 from divmon.session import Session
+from divmon.settings import Settings, SettingsKwargs
 
 log = logging.getLogger("divmon")
 

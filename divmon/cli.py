@@ -161,10 +161,11 @@ def _lenses(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _record(args: argparse.Namespace) -> None:
-    from divmon.config import Settings, plan
+    from divmon.config import plan
     from divmon.history import History
     from divmon.monitor import Monitor
     from divmon.samplers.file import read_completions
+    from divmon.settings import Settings
 
     batch = read_completions(args.file)
     chosen = plan(Settings.make({**_lenses(args), "k": max(2, batch.k), "alarms": []}))

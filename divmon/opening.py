@@ -12,7 +12,7 @@ from typing import Any
 from divmon import compat, rollouts
 from divmon.alarms import dump_rules
 from divmon.alarms.planning import brief
-from divmon.config import EVALUATIONS, LENGTH_CAP, OWN_DOMAIN, OWN_PROBES, Plan, fit
+from divmon.config import Plan, fit
 from divmon.confirming import FACTOR, JOURNAL
 from divmon.errors import DivmonError, ProbeError
 from divmon.health import Health
@@ -24,6 +24,7 @@ from divmon.samplers.generate import GenerateSampler
 from divmon.samplers.ranks import Ranks
 from divmon.samplers.rewards import TrainerRewards
 from divmon.session import Session
+from divmon.settings import EVALUATIONS, LENGTH_CAP, OWN_DOMAIN, OWN_PROBES
 from divmon.sinks import ConsoleSink, ReporterSink, Sink, TrackioSink, WandbSink
 from divmon.sinks.reporters import reporters
 from divmon.sinks.trackio import open_run
@@ -212,8 +213,8 @@ def _continue(session: Session, path: Path, plan: Plan, step: int) -> None:
         return
     if [history.info.get("rules"), history.info.get("alarms")] != [dump_rules(plan.rules), plan.rules.shared]:
         log.warning(
-            "divmon: the alarms are not those that %s began with. They are judged from its baseline; its run.json keeps "
-            "the first ones, so that `divmon replay` without --rules gives other events from step %d on", path, step,
+            "divmon: the alarms are not those that %s began with. They are judged from its baseline; its run.json "
+            "keeps the first ones, so `divmon replay` without --rules gives other events from step %d on", path, step,
         )  # fmt: skip
     history.rewind(step)
     session.monitor.resume(history)

@@ -7,11 +7,12 @@ import numpy as np
 import pytest
 
 from divmon.alarms import Rule
-from divmon.config import Settings, SettingsKwargs, check_domains, fit, plan
+from divmon.config import check_domains, fit, plan
 from divmon.errors import ConfigError, ProbeError
 from divmon.metrics import METRICS, Metric, resolve
 from divmon.probes import ProbeSet
 from divmon.records import Decoding
+from divmon.settings import Settings, SettingsKwargs
 
 
 def shouting(texts):

@@ -12,7 +12,7 @@ import pytest
 import divmon.history as history_module
 from divmon.errors import HistoryError, SignatureMismatch
 from divmon.history import Evaluation, History
-from divmon.records import AlarmEvent, Decoding, Measurement, Probe, SampleBatch
+from divmon.records import AlarmEvent, Decoding, LeverEvent, Measurement, Probe, SampleBatch
 
 HOSTILE = (
     "\ud800 lone \udfff surrogates",
@@ -300,3 +300,12 @@ def test_rewinding_on_a_full_disk_is_written_with_the_next_evaluation(tmp_path, 
     assert same(read.evaluations, history.evaluations)
     assert [e.step for e in read.superseded] == [4, 8]
     clean(tmp_path)
+
+
+def test_a_lever_line_without_an_evaluation_is_given_up_too(tmp_path):
+    history = History.create(tmp_path / "run", probes=PROBES)
+    for at in (2, 4):
+        history.note(LeverEvent(at, "gate", "applied", 1.0))
+    history.rewind(3)
+    assert [change.step for change in history.mitigations] == [2]
+    assert [change.step for change in History.read(tmp_path / "run").mitigations] == [2]

@@ -7,7 +7,7 @@ import inspect
 import pytest
 
 import divmon
-from divmon.config import Settings, SettingsKwargs
+from divmon.settings import Settings, SettingsKwargs
 
 
 def test_every_public_name_loads_and_is_documented() -> None:

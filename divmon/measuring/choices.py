@@ -6,12 +6,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from divmon.config import Plan, Settings, plan
+from divmon.config import Plan, plan
 from divmon.errors import ConfigError
 from divmon.measuring.store import Summary
 from divmon.metrics.base import Metric
 from divmon.monitor import Lenses
 from divmon.protocols import Protocol, get_protocol
+from divmon.settings import Settings
 
 ALLOWED = ("metrics", "encoder", "nli", "equivalence", "quality", "correct_at", "formats")
 _MODELS = ("encoder", "nli", "equivalence")

@@ -13,7 +13,6 @@ from typing import Any
 from divmon.alarms import RuleSet, default_rules, load_ruleset
 from divmon.alarms.planning import CellPlan, RulePlan, plan_rules
 from divmon.alarms.simulation import POWER
-from divmon.config import EVALUATIONS
 from divmon.plain import to_json
 from divmon.rulebook.checking import check_rules
 from divmon.rulebook.options import DEFAULTS
@@ -21,6 +20,7 @@ from divmon.rulebook.pilot import pilots, read_pilot
 from divmon.rulebook.replaying import Replayed, replay_path
 from divmon.rulebook.testing import run_tests
 from divmon.rulebook.vain import Setting
+from divmon.settings import EVALUATIONS
 
 
 def _rules(name: str) -> RuleSet:

@@ -140,6 +140,8 @@ def _check_keys(row: Any, kind: str) -> None:
 
 def _listed(row: Mapping[str, Any], key: str, what: str, kind: str) -> Sequence[Any]:
     items = row.get(key)
+    if items is None and kind == "file":
+        raise _fail(f"There are no `{key}:` here to run. `pydoc divmon.rulebook.testing` shows how to write them.", row)
     if not isinstance(items, Sequence) or isinstance(items, str) or not items:
         raise _fail(f"`{key}` is a list with {what} a line.", row, key if key in row else "")
     return items

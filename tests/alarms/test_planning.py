@@ -272,3 +272,14 @@ def test_the_command(tmp_path, capsys):
     assert main(["rules", "plan", "defaults", "--pilot", str(tmp_path / "empty")]) == 2
     assert "has no evaluation yet" in capsys.readouterr().err
     assert read_pilot(tmp_path / "run")[1] == pytest.approx(16 / 160)
+
+
+def test_the_completions_of_a_confirmation_are_those_of_the_run():
+    pilot, rule = normal(sd=0.15, p=24), fall("5%", evidence="confirm")
+
+    def cell(confirm_k):
+        return plan_rules(RuleSet((rule,), confirm_k=confirm_k), [pilot]).cells[0]
+
+    assert repr(cell(BANK * K)) == repr(cell(None))
+    assert cell(2 * BANK * K).completions > 1.5 * cell(None).completions > 0
+    assert cell(4 * BANK * K).smallest < cell(K).smallest

@@ -203,3 +203,20 @@ def test_the_command(tmp_path, capsys):
     assert main(["rules", "check", "defaults", "--strict"]) == 0
     assert main(["rules", "check", str(tmp_path / "none.yaml")]) == 2
     assert "Cannot read the alarm rules" in capsys.readouterr().err
+
+
+def test_exceptions_that_leave_no_cell_or_are_misspelt():
+    rule = "metric: tfidf_distance, rule: drop, by: 20%, severity: critical, except: "
+    setting = Setting(domains=["math"], probes=24)
+    assert "it has no cell" in one(rule + "[math]", setting)
+    assert "Did you mean 'math'?" in one(rule + "[mth]", setting)
+    assert one(rule + "[code]", setting) == ""  # a pack that this run does not have
+
+
+def test_settings_of_levers_are_checked():
+    rule = "metric: tfidf_distance, rule: drop, by: 20%, then: [{gate: "
+    assert "Did you mean 'k'?" in one(rule + "{kk: 8}}]", level="error")
+    text = f"alarms:\n- {{name: a, {rule}{{k: 8}}}}]}}\n- {{name: b, {rule}{{k: 4}}}}]}}"
+    [problem] = found(text.replace("rule: drop", "rule: rise", 1), level="error")
+    assert problem.line == 3
+    assert "set up gate differently" in problem.text

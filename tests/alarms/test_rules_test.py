@@ -225,3 +225,20 @@ def test_the_published_numbers_are_those_of_the_table():
         pytest.skip("no shared/oracles/tables/support.json beside the repository")
     table = json.loads(SUPPORT.read_text("utf-8"))["dapo_trajectory_olympiad"]
     assert (table["step"], table["pass_at_256"]) == (STEPS, COVERAGE)
+
+
+def test_a_series_over_all_domains_takes_no_share_of_alpha():
+    p = 0.9 * level(0.05, 1)
+    text = f"""
+alarms: [{{name: a, metric: vendi, rule: drop, by: 20%, severity: critical}}]
+tests:
+  - series: [{{metric: vendi, domain: x, values: 3 1}}, {{metric: vendi, domain: all, values: 3 1}}]
+    confirmations: [{{alarm: a, domain: x, at: 1, p: {p}}}]
+    expect: [{{alarm: a, domain: x, states: inactive firing}}]
+"""
+    assert not run_tests(text)[0].mismatches
+
+
+def test_a_rule_file_without_tests_says_so():
+    with pytest.raises(ConfigError, match="no `tests:` here"):
+        run_tests("alarms: [{name: a, metric: vendi, rule: drop, by: 20%}]\n")

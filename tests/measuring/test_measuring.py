@@ -11,13 +11,14 @@ import sys
 import numpy as np
 import pytest
 
-from divmon.config import Settings, plan
+from divmon.config import plan
 from divmon.errors import ConfigError, ProbeError
 from divmon.measuring import engine, measure
 from divmon.metrics import METRICS
 from divmon.metrics.base import Metric, Pooled
 from divmon.monitor import Monitor
 from divmon.samplers.file import batch_from_rows
+from divmon.settings import Settings
 from divmon.uncertainty import mean_interval
 
 

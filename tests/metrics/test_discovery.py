@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from divmon.config import Settings, plan
+from divmon.config import plan
 from divmon.errors import ConfigError
 from divmon.metrics import METRICS, MetricContext, evaluate
 from divmon.metrics.discovery import (
@@ -23,6 +23,7 @@ from divmon.metrics.discovery import (
 )
 from divmon.metrics.structure import classify
 from divmon.records import Probe, SampleBatch
+from divmon.settings import Settings
 
 GSM8K = Path(__file__).parents[2].parent / "shared" / "oracles" / "gsm8k" / "example_model_solutions.jsonl"
 TEMPLATES = {

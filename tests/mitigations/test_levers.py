@@ -13,7 +13,7 @@ from scipy import integrate, stats
 from sklearn.feature_extraction.text import TfidfVectorizer
 
 from divmon.alarms import Alarms, Rule, dump_rules, load_rules, restore_rules
-from divmon.config import Settings, plan
+from divmon.config import plan
 from divmon.errors import ConfigError
 from divmon.history import Evaluation, History
 from divmon.mitigations import LeverBook, decide, lever_settings
@@ -22,6 +22,7 @@ from divmon.mitigations.entropy import EntropyBand
 from divmon.mitigations.gate import gate_weights, marginal_value
 from divmon.mitigations.settings import SETTINGS, EntropyBandSettings, GateSettings, LeverSettings
 from divmon.records import LEVERS, Action, LeverEvent, Measurement, Observation
+from divmon.settings import Settings
 from divmon.sinks.base import curves
 
 FIRING, CALM = {"narrow/poems": "firing"}, {"narrow/poems": "inactive"}

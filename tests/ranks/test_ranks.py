@@ -85,6 +85,12 @@ def test_a_lever_sees_whole_groups_where_no_rank_has_one(tmp_path: Path) -> None
     assert [change.phase for change in divmon.History.read(tmp_path).mitigations] == ["applied"]
 
 
+@pytest.mark.parametrize("seam", ["verdict", "text"])
+def test_a_lever_that_fails_on_one_rank_hangs_nobody(tmp_path: Path, seam: str) -> None:
+    lines = launch(tmp_path, f"{seam}:1")
+    assert {line.split()[1] for line in lines} == {"6"}
+
+
 def test_a_stop_reaches_both_ranks(tmp_path: Path) -> None:
     lines = launch(tmp_path, "stop")
     assert {line.split()[1] for line in lines} == {"2"}

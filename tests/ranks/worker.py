@@ -67,6 +67,14 @@ def break_rank(rank: int, seam: str) -> None:
 
         confirming.Confirmations._test = broken  # type: ignore[method-assign]
         confirming.Confirmations.row = property(broken)  # type: ignore[assignment]
+    elif seam == "verdict":
+        from divmon.levers.diversity import DiversityReward
+
+        DiversityReward.verdict = broken  # type: ignore[method-assign]
+    elif seam == "text":
+        from divmon.levers import groups
+
+        groups._text = broken  # type: ignore[assignment]
     elif seam == "disk":
         from divmon import opening
 
@@ -91,15 +99,17 @@ def main(out: Path, mode: str) -> None:
     if mode.startswith(("draw", "confirm")):
         settings["alarms"] = CONFIRMED
     more: dict[str, Any] = {}
-    if mode == "grpo-lever":  # two rows a rank, four a group: no rank has a whole one
+    if mode.startswith(("grpo-lever", "verdict", "text")):  # two rows a rank, four a group: no rank has a whole one
         rule = {"name": "always", "metric": "length", "rule": "above", "level": 0.5, "then": ["diversity_reward"]}
-        settings |= {"alarms": [rule], "formats": label, "strict": True}
+        settings |= {"alarms": [rule], "formats": label, "strict": mode == "grpo-lever"}
         more = {"rewards": every_one, "per_device_train_batch_size": 2, "scale_rewards": "none"}
     if ":" in mode:
         seam, rank = mode.split(":")
         break_rank(int(rank), seam)
     callbacks = [] if mode.endswith("plain") else [divmon.DiversityCallback(**settings)]
-    trainer = (tiny.grpo if mode.startswith("grpo") else tiny.sft)(out, callbacks=callbacks, **more)
+    trainer = (tiny.grpo if mode.startswith(("grpo", "verdict", "text")) else tiny.sft)(
+        out, callbacks=callbacks, **more
+    )
     trainer.train()
     if mode == "grpo-lever":
         texts, found = list(trainer._logs["completion"]), list(trainer._logs["advantages"])

@@ -336,3 +336,11 @@ def test_what_is_confirmed_is_promised_once():
     assert sum("confirmed by fresh completions: At most 5 %." in line for line in both) == 1
     assert not any("unconfirmed" in line for line in both)
     assert "(p = 0.002)" in both[0]
+
+
+def test_the_promise_of_a_confirmed_alarm_is_not_cut():
+    promise = "At most 5 % of runs would confirm any alarm at any evaluation, had training changed nothing."
+    event = replace(EVENT, evidence="confirm", details={"promise": promise})
+    stream = io.StringIO()
+    ConsoleSink(stream).emit(observation(40, NOW, events=(event,)))
+    assert f"confirmed by fresh completions: {promise}\n" in stream.getvalue()

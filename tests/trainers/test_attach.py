@@ -104,8 +104,9 @@ def test_data_without_prompts_falls_back_to_the_creative_pack(
     trainer = tiny.sft(tmp_path, max_steps=1)
     trainer.train_dataset = trainer.train_dataset.select_columns(["labels"]).rename_column("labels", "other")
     session_rows = trainer.train_dataset
-    from divmon.config import Settings, plan
+    from divmon.config import plan
     from divmon.opening import choose_probes
+    from divmon.settings import Settings
 
     assert "other" in session_rows.column_names
     probes = choose_probes(plan(Settings()), trainer, tiny.tokenizer())

@@ -98,3 +98,33 @@ def test_a_resumed_run_confirms_what_the_uninterrupted_one_confirms(tiny: Any, t
         assert [repr(v) for v in one.verdicts] == [repr(v) for v in two.verdicts]
     spent = [(v.key, v.attempt) for e in (*parts.evaluations, *parts.superseded) for v in e.verdicts if v.attempt]
     assert len(set(spent)) == len(spent)
+
+
+def test_two_completions_a_prompt_start_a_run_all_the_same(tiny: Any, tmp_path: Path, capsys: Any) -> None:
+    settings = {**BASE, "k": 2, "sinks": ["console"], "strict": False}
+    trainer = tiny.sft(tmp_path, callbacks=[divmon.DiversityCallback(**settings)])
+    trainer.train()
+    assert trainer.state.global_step == 6
+    assert "not foretold: A pilot needs at least 3" in capsys.readouterr().out
+
+
+def test_what_alarms_will_find_is_not_worked_out_for_long(
+    tiny: Any, tmp_path: Path, monkeypatch: Any, capsys: Any
+) -> None:
+    monkeypatch.setattr("divmon.opening.FORETELL", 0.0)
+    tiny.sft(tmp_path, callbacks=[divmon.DiversityCallback(**{**BASE, "sinks": ["console"]})]).train()
+    assert "not foretold: it would take" in capsys.readouterr().out
+
+
+def test_a_resume_that_measures_otherwise_pays_nothing_back(tiny: Any, tmp_path: Path) -> None:
+    def run(k: int, resume: str | None = None) -> list[bytes]:
+        callback = divmon.DiversityCallback(**{**BASE, "k": k})
+        trainer = tiny.sft(tmp_path, callbacks=[callback], save_strategy="steps", save_steps=3)
+        trainer.train(resume_from_checkpoint=resume)
+        return (tmp_path / "divmon" / "confirmations" / "spent.jsonl").read_bytes().splitlines()
+
+    before = run(3)
+    after = run(4, str(tmp_path / "checkpoint-3"))
+    assert divmon.History.read(tmp_path).evaluations[0].step > 0
+    assert before
+    assert after[: len(before)] == before
