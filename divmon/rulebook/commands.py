@@ -72,6 +72,7 @@ def plan(args: argparse.Namespace) -> int:
         print(json.dumps(to_json(found)))
         return 0
     print("\n".join(plan_lines(found, rules, seconds=seconds)))
+    print("The pilot was measured with the built-in formats, by rewards or gold answers, and without an encoder.")
     return 0
 
 

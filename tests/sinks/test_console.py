@@ -311,7 +311,7 @@ CHECKED = Verdict(50, "fall", "math", "vendi drop beyond 10%", "refuted", attemp
 
 
 def test_a_confirmation_that_does_not_confirm_is_said():
-    unknown = replace(CHECKED, outcome="unknown", attempt=0, reason="out of confirmations: all 8 are spent")
+    unknown = replace(CHECKED, step=60, outcome="unknown", attempt=0, reason="out of confirmations: all 8 are spent")
     seen = [
         replace(observation(step, {"self_bleu": 0.5}), verdicts=(verdict,))
         for step, verdict in ((50, CHECKED), (60, unknown), (70, replace(unknown, step=70)))
