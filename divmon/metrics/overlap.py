@@ -31,8 +31,8 @@ _SURROGATES = (0xD800, 0x800)  # where code points that are no characters begin,
 _CHARACTERS = 0x110000 - _SURROGATES[1]
 
 
-def blocks(texts: Sequence[str], *, most: int = ALL_PAIRS) -> list[np.ndarray]:
-    """Which completions are compared with each other: one block of all, or many beyond `most`.
+def blocks(texts: Sequence[str], *, most: int | None = None) -> list[np.ndarray]:
+    """Which completions are compared with each other: one block of all, or many beyond `most` (`ALL_PAIRS`).
 
     The blocks depend on the texts alone, not on their order; equal texts are as likely as others to meet.
 
@@ -42,7 +42,7 @@ def blocks(texts: Sequence[str], *, most: int = ALL_PAIRS) -> list[np.ndarray]:
     Source: an incomplete U-statistic, Blom (1976), Biometrika 63(3).
     """
     k = len(texts)
-    if k <= most:
+    if k <= (ALL_PAIRS if most is None else most):
         return [np.arange(k)]
     order = np.array(sorted(range(k), key=texts.__getitem__))
     return np.array_split(order[np.random.default_rng(0).permutation(k)], math.ceil(k / BLOCK))

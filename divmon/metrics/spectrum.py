@@ -78,7 +78,8 @@ def _log_hill(shares: np.ndarray, q: float) -> np.ndarray:
     elif abs(q - 1) < _NEAR:
         entropy = np.log1p((shares * np.expm1((q - 1) * logs)).sum(axis=-1)) / (1 - q)
     else:
-        relative = np.where(seen, np.exp(q * (logs - np.log(top)[..., None])), 0.0).sum(axis=-1)
+        below = np.minimum(0.0, q * (logs - np.log(top)[..., None]))  # of classes that were not seen: anything finite
+        relative = np.where(seen, np.exp(below), 0.0).sum(axis=-1)
         relative = np.where(np.isnan(top), 1.0, relative)
         entropy = (q * np.log(top) + np.log(relative)) / (1 - q)
     return np.where(np.isnan(top), math.nan, entropy)
