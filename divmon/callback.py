@@ -200,8 +200,9 @@ class DiversityCallback(TrainerCallback):  # type: ignore[misc]
         if self.plan.rollback is None:
             return
         folder = run_folder(self.plan, args) / "healthy"
+        asking = tuple(rule for rule in self.plan.rules if ROLLBACK in rule.actions)
         session.rollback = Rollback(
-            self.trainer, self.plan.rollback, folder, ranks=session.ranks, health=session.health
+            self.trainer, self.plan.rollback, folder, ranks=session.ranks, health=session.health, rules=asking
         )
         if state.global_step > 0:
             session.rollback.restore(saved_state(state).get(ROLLBACK, {}), int(state.global_step))

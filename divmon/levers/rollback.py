@@ -10,6 +10,7 @@ from typing import Any, Literal, Protocol, TypeVar
 
 import torch
 
+from divmon.alarms import Rule
 from divmon.errors import ConfigError, DivmonError
 from divmon.health import Health
 from divmon.levers.healthy import HealthyCheckpoints
@@ -47,6 +48,7 @@ class Rollback:
         folder: For the checkpoints.
         ranks: Every rank reads; who writes is the trainer's own choice (``args.should_save``).
         health: Where failures are counted.
+        rules: Those that ask for it.
 
     Attributes:
         book: Where it stands, the same on every rank.
@@ -56,10 +58,19 @@ class Rollback:
         stops: Whether training is to stop.
     """
 
-    def __init__(self, trainer: Any, settings: RollbackSettings, folder: Path, *, ranks: Group, health: Health) -> None:
+    def __init__(
+        self,
+        trainer: Any,
+        settings: RollbackSettings,
+        folder: Path,
+        *,
+        ranks: Group,
+        health: Health,
+        rules: tuple[Rule, ...] = (),
+    ) -> None:
         self.trainer, self.settings, self.ranks, self.health = trainer, settings, ranks, health
         self.files = HealthyCheckpoints(folder)
-        self.book = RollbackBook(settings)
+        self.book = RollbackBook(settings, rules)
         self.moment: Literal["now", "later", "end"] = "now"
         self.due = self.stops = False
         self._read_back = False  # whether anything that was written could be read

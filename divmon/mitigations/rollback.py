@@ -7,9 +7,15 @@
         +-- an alarm asks --> back to the newest healthy one, learning rate x `factor`; at most `most` times,
                               and not again before `cooling` steps
 
-A policy is healthy when no alarm is pending or firing in any domain and, where something judges completions, pass@1
-(mean quality where there is no pass@1) is in every domain at most `tolerance` below its first value. A missing value
-where there was one is not health.
+A policy is healthy when
+
+- no alarm is pending or firing in any domain,
+- of the change from the baseline that a rule which asks for the rollback allows, at most the share `margin` is used
+  (the policy just before an alarm is half collapsed, and nothing to go back to), and
+- where something judges completions, pass@1 (mean quality where there is no pass@1) is in every domain at most
+  `tolerance` below its first value.
+
+A missing value where there was one is not health.
 
 The steps go on: training does not repeat the data it has seen. Nothing here touches a trainer, and every rank that
 feeds in the same gets the same.
@@ -21,11 +27,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+from divmon.alarms.checks import Amount
+from divmon.alarms.rules import Rule, breached
 from divmon.mitigations.settings import RollbackSettings
-from divmon.records import ROLLBACK, Action, LeverEvent
+from divmon.records import OVERALL, ROLLBACK, Action, LeverEvent
 
 QUALITY = ("pass_at_1", "mean_quality")  # what may not have fallen; the first that a domain has
 ILL = ("pending", "firing")
@@ -37,12 +45,13 @@ class RollbackBook:
 
     Attributes:
         settings: How often, how much, and what counts as healthy.
+        rules: Those that ask for the rollback.
         healthy: Steps of the healthy checkpoints on disk, oldest first.
         count: How often the run went back.
         last: The step at which it last did; -1 before.
         asking: Alarms that ask and were not answered, each with its message.
         restored: The step it went back to, until an evaluation has recorded that.
-        start: First quality of each domain.
+        start: First values of the series that health looks at.
 
     >>> book = RollbackBook(RollbackSettings(cooling=5))
     >>> book.illness({"narrow/poems": "inactive"}, {}), book.illness({"narrow/poems": "pending"}, {})
@@ -56,6 +65,7 @@ class RollbackBook:
     """
 
     settings: RollbackSettings
+    rules: tuple[Rule, ...] = ()
     healthy: list[int] = field(default_factory=list)
     count: int = 0
     last: int = -1
@@ -79,20 +89,34 @@ class RollbackBook:
             states: Of every alarm cell, keyed ``name/domain``.
             values: ``domain/metric`` to value.
         """
-        found = {d: key for d in _domains(values) for key in reversed([f"{d}/{q}" for q in QUALITY]) if key in values}
-        for domain, key in found.items():
-            if math.isfinite(values[key]):
-                self.start.setdefault(domain, values[key])
+        watched = self._watched(values)
+        for key in (*watched, *_qualities(values)):
+            if math.isfinite(value := values.get(key, math.nan)):
+                self.start.setdefault(key, value)
         for cell, state in states.items():
             if state in ILL:
                 return f"{cell} is {state}"
-        for domain, first in self.start.items():
-            value = values.get(found.get(domain, ""), math.nan)
+        for key, first in self.start.items():
+            domain, _, metric = key.rpartition("/")
+            value = values.get(key, math.nan)
             if math.isnan(value):
-                return f"quality in {domain} was not measured"
-            if value < first - self.settings.tolerance:
-                return f"quality in {domain} fell from {first:.3g} to {value:.3g}"
+                return f"{metric} in {domain} was not measured"
+            if any(breached(rule, value, first) for rule in watched.get(key, ())):
+                return f"{metric} in {domain} went from {first:.3g} to {value:.3g}, near its limit"
+            if metric in QUALITY and key not in watched and value < first - self.settings.tolerance:
+                return f"{metric} in {domain} fell from {first:.3g} to {value:.3g}"
         return None
+
+    def _watched(self, values: Mapping[str, float]) -> dict[str, list[Rule]]:
+        """Series that the rules compare with the baseline, with rules that allow only `margin` of the change."""
+        found: dict[str, list[Rule]] = {}
+        for rule in self.rules:
+            if rule.allowed is not None:
+                by = Amount(rule.allowed.amount * self.settings.margin, rule.allowed.relative)
+                narrow = replace(rule, by=by, tolerate=None, evidence="screen")
+                for domain in rule.cells([d for d in _domains(values) if d != OVERALL]):
+                    found.setdefault(f"{domain}/{rule.metric}", []).append(narrow)
+        return found
 
     def kept(self, step: int) -> list[int]:
         """A healthy checkpoint of `step` is on disk; the steps whose checkpoints can go."""
@@ -157,8 +181,14 @@ class RollbackBook:
         self.count, self.last = int(saved.get("count", 0)), int(saved.get("last", -1))
         self.asking = {str(name): str(why) for name, why in saved.get("asking", {}).items()}
         self.restored = None if saved.get("restored") is None else int(saved["restored"])
-        self.start = {str(domain): float(value) for domain, value in saved.get("start", {}).items()}
+        self.start = {str(key): float(value) for key, value in saved.get("start", {}).items()}
 
 
 def _domains(values: Mapping[str, float]) -> list[str]:
     return list(dict.fromkeys(key.rpartition("/")[0] for key in values))
+
+
+def _qualities(values: Mapping[str, float]) -> list[str]:
+    """The series that says how good completions are, in each domain that has one."""
+    pairs = ([key for name in QUALITY if (key := f"{domain}/{name}") in values] for domain in _domains(values))
+    return [keys[0] for keys in pairs if keys]

@@ -118,6 +118,8 @@ class RollbackSettings:
         keep: Healthy checkpoints kept on disk, the newest ones. An older one is used where a newer one is damaged.
         tolerance: How far below its first value pass@1 (mean quality where there is no pass@1) may be, in its own
             unit, for a policy to count as healthy. Without anything that judges completions, alarms alone decide.
+        margin: Which share of the change that a rule allows a healthy policy may have used, where the rule asks for the
+            rollback and compares with the baseline. At 1, the policy just before the alarm is healthy.
         after: When a run that has gone back `most` times asks again: "nothing", or "stop" (saved first).
         finish: Go back and stop there.
     """
@@ -127,6 +129,7 @@ class RollbackSettings:
     cooling: int = 50
     keep: int = 2
     tolerance: float = 0.1
+    margin: float = 0.5
     after: str = "nothing"
     finish: bool = False
 
@@ -138,6 +141,7 @@ class RollbackSettings:
         _need(self.cooling >= 0, "cooling", self.cooling, "a number of steps, 0 or more")
         _need(self.keep >= 1, "keep", self.keep, "1 or more")
         _need(self.tolerance >= 0, "tolerance", self.tolerance, "0 or more")
+        _need(0 < self.margin <= 1, "margin", self.margin, "above 0 and at most 1")
         if self.after not in AFTER:
             raise unknown("after", self.after, AFTER)
 

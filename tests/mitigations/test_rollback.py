@@ -29,9 +29,9 @@ def book(**settings: Any) -> RollbackBook:
     ("states", "values", "why"),
     [
         (WELL, {"poems/pass_at_1": 0.41, "poems/vendi": 0.1}, None),
-        (WELL, {"poems/pass_at_1": 0.39}, "quality in poems fell from 0.5 to 0.39"),
-        (WELL, {"poems/pass_at_1": float("nan")}, "quality in poems was not measured"),
-        (WELL, {}, "quality in poems was not measured"),
+        (WELL, {"poems/pass_at_1": 0.39}, "pass_at_1 in poems fell from 0.5 to 0.39"),
+        (WELL, {"poems/pass_at_1": float("nan")}, "pass_at_1 in poems was not measured"),
+        (WELL, {}, "pass_at_1 in poems was not measured"),
         ({**WELL, "other/poems": "pending"}, {"poems/pass_at_1": 0.9}, "other/poems is pending"),
         (ILL, {"poems/pass_at_1": 0.9}, "narrow/poems is firing"),
     ],
@@ -47,6 +47,29 @@ def test_mean_quality_stands_in_for_pass_at_1_and_alarms_alone_where_nothing_jud
     assert found.illness(WELL, {"poems/mean_quality": -1.0, "code/pass_at_1": 0.5}) is None
     assert found.illness(WELL, {"poems/mean_quality": -1.6, "code/pass_at_1": 0.5}) is not None
     assert book().illness(WELL, {"poems/vendi": 2.0}) is None
+
+
+def test_a_policy_on_the_brink_is_not_healthy() -> None:
+    rules = (
+        Rule("narrow", metric="vendi", rule="drop", by="40%", then=("rollback",)),
+        Rule("longer", metric="length", rule="rise", by=10, domain="all", severity="critical", then=("rollback",)),
+        Rule("low", metric="vendi", rule="below", level=0.1, then=("rollback",)),
+    )
+    start = {"poems/vendi": 5.0, "code/vendi": 2.0, "all/vendi": 3.0, "poems/length": 9.0, "all/length": 20.0}
+    for changed, why in (
+        ({"poems/vendi": 4.0}, None),  # a fifth of the way down is half of what is allowed
+        ({"poems/vendi": 3.9}, "vendi in poems went from 5 to 3.9, near its limit"),
+        ({"code/vendi": 1.5}, "vendi in code went from 2 to 1.5, near its limit"),
+        ({"all/vendi": 0.2, "poems/length": 99.0}, None),  # no rule has a cell there
+        ({"all/length": 26.0}, "length in all went from 20 to 26, near its limit"),
+        ({"all/length": float("nan")}, "length in all was not measured"),
+    ):
+        found = RollbackBook(RollbackSettings(), rules)
+        assert found.illness(WELL, start) is None
+        assert found.illness(WELL, {**start, **changed}) == why
+    late = RollbackBook(RollbackSettings(margin=1.0), rules)
+    late.illness(WELL, start)
+    assert late.illness(WELL, {**start, "poems/vendi": 3.0}) is None
 
 
 def test_the_newest_are_kept() -> None:
