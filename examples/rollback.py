@@ -1,14 +1,14 @@
-"""SFT on answers of one format, until an alarm takes the run back: it finishes from its last healthy policy, slower.
+"""SFT on answers of one format, until an alarm takes the run back: it finishes from a healthy policy, slower.
 
 The tiny packaged model answers sums in four formats. It is fine-tuned on right answers that are all written in one of
-them, and the other formats disappear. divmon keeps the newest policies that no alarm complains about. When the alarm
-fires, it puts weights, optimizer and scheduler back as they were then, and training goes on at a tenth of the
-learning rate. The same training without divmon's rollback is run beside it, so that the difference can be seen.
+them, and the other formats disappear. divmon keeps the newest policies that are well within the alarm's limit. When the
+alarm fires, it puts weights, optimizer and scheduler back as they were then, and training goes on at a tenth of the
+learning rate. The same training without the rollback is run first, so that the difference can be seen.
 
-A rollback buys time, and does not change what the data teach: if they teach one format, the end is only put off. That
-is why `most` is 2, and why "after": "stop" is worth a thought.
+A rollback does not change what the data teach. Here they teach one format, so the narrowing goes on, only slowly: it is
+a better place to end, or to change the data from, and no cure. With "finish": True the run would end there.
 
-    python examples/rollback.py             # offline, on a CPU, at most a minute
+    python examples/rollback.py             # offline, on a CPU, about a minute
     python examples/rollback.py --steps 8 --out runs/short
 """
 
@@ -64,7 +64,7 @@ def train(out: Path, steps: int, then: list) -> divmon.History:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=24)
+    parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--out", type=Path, default=Path("runs/rollback"))
     args = parser.parse_args()
 
@@ -73,10 +73,11 @@ def main() -> None:
     print("\nThe same, but an alarm goes back:")
     back = train(args.out / "back", args.steps, ["warn", BACK])
 
-    print("\nEffective formats, evaluation by evaluation:")
-    for name, history in (("plain", plain), ("back", back)):
-        values = history.series("effective_formats", history.probes[0].domain).values
-        print(f"  {name:5} {' '.join(f'{value:.1f}' for value in values)}")
+    for metric in ("effective_formats", "pass_at_1"):
+        print(f"\n{metric}, evaluation by evaluation:")
+        for name, history in (("plain", plain), ("back", back)):
+            values = history.series(metric, history.probes[0].domain).values
+            print(f"  {name:5} {' '.join(f'{value:.2f}' for value in values)}")
     for change in back.mitigations:  # <- divmon: what was done
         print(f"  step {change.step}: rollback {change.phase}. {change.reason}")
     print(f"Healthy policies on disk: {', '.join(path.name for path in sorted((back.path / 'healthy').glob('*.pt')))}")

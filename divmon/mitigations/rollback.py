@@ -152,7 +152,7 @@ class RollbackBook:
         why = next(iter(self.asking.values()), "")
         self.count, self.last, self.restored = self.count + 1, step, to
         of = f"rollback {self.count} of at most {self.settings.most}"
-        rate = "training stops on it" if self.settings.finish else f"learning rate x {self.settings.factor:g}"
+        rate = "training stops on it" if self.settings.finish else f"learning rate x {self.scale:g}"
         return self._answered(
             step, f"Went back to the healthy checkpoint of step {to}; {rate} ({of}): {why}", "applied"
         )
