@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from typing import Any, Unpack
+from typing import Any, Literal, Unpack
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
@@ -13,8 +13,9 @@ from divmon.config import plan
 from divmon.errors import ConfigError
 from divmon.health import Health
 from divmon.levers.board import Board, check_levers
+from divmon.levers.rollback import Rollback
 from divmon.opening import foretell, run_folder, saved_state, start
-from divmon.records import LEVERS, Action
+from divmon.records import LEVERS, ROLLBACK, Action
 from divmon.samplers.guard import same_streams
 from divmon.samplers.ranks import Ranks
 from divmon.session import Session
@@ -89,10 +90,21 @@ class DiversityCallback(TrainerCallback):  # type: ignore[misc]
         self.session = session
         with self._boundary.shield("monitor", "start"), same_streams():
             self._raise_board(session, state)
+            self._raise_rollback(session, args, state)
             if session.last_step < 0:  # a resumed run has its baseline, and its cadence
                 self._evaluate(state)
                 foretell(session, steps=state.max_steps)
         self._boundary.opening = session.health.opening = False
+
+    def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Go back where an evaluation inside the trainer's own has asked for it."""
+        session = self.session
+        if session is None or session.rollback is None or not session.rollback.due:
+            return
+        with self._boundary.shield("mitigation", "rollback"), same_streams(), session.health.timed():
+            session.note(*session.rollback.carry_out(int(state.global_step)))
+            session.take_back()
+            saved_state(state)[ROLLBACK] = session.rollback.state()
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Evaluate when due, and do what a firing alarm asks for."""
@@ -120,7 +132,7 @@ class DiversityCallback(TrainerCallback):  # type: ignore[misc]
             return
         with self._boundary.shield("monitor", "evaluate"), same_streams():
             if state.global_step > self.session.last_step:
-                self._evaluate(state)
+                self._evaluate(state, "later")
         latest = {f"eval_divmon/{key}": value for key, value in self.session.latest.items()}
         metrics.update({key: value for key, value in latest.items() if math.isfinite(value)})
         best = f"eval_{(args.metric_for_best_model or '').removeprefix('eval_')}"
@@ -141,17 +153,24 @@ class DiversityCallback(TrainerCallback):  # type: ignore[misc]
             return
         with self._boundary.shield("monitor", "end"), same_streams():
             if state.global_step > self.session.last_step:
+                if self.session.rollback is not None:
+                    self.session.rollback.moment = "end"
                 self.session.evaluate(state.global_step)
         self._close()
 
-    def _evaluate(self, state: TrainerState) -> None:
+    def _evaluate(self, state: TrainerState, moment: Literal["now", "later"] = "now") -> None:
         """Evaluate, remember what alarms ask for, and set the levers. Every rank is here."""
         session, board = self.session, self.board
         if session is None:
             return
+        if session.rollback is not None:
+            session.rollback.moment = moment
         step = int(state.global_step)
         idle = board.idle(session.ranks.gather(board.verdicts())) if board is not None and board.waiting else []
         self._take(session.evaluate(step))
+        if session.rollback is not None:
+            saved_state(state)[ROLLBACK] = session.rollback.state()
+            self._asked |= {"save", "stop"} if session.rollback.stops else set()
         if board is None or session.book is None:
             return
         for name in idle:
@@ -176,6 +195,19 @@ class DiversityCallback(TrainerCallback):  # type: ignore[misc]
             self.board.restore(saved_state(state).get("levers", {}))
         self.board.apply(session.book)
 
+    def _raise_rollback(self, session: Session, args: TrainingArguments, state: TrainerState) -> None:
+        """Make ready what goes back to healthy policies, as it stood where the run resumes."""
+        if self.plan.rollback is None:
+            return
+        folder = run_folder(self.plan, args) / "healthy"
+        asking = tuple(rule for rule in self.plan.rules if ROLLBACK in rule.actions)
+        session.rollback = Rollback(
+            self.trainer, self.plan.rollback, folder, ranks=session.ranks, health=session.health, rules=asking
+        )
+        if state.global_step > 0:
+            session.rollback.restore(saved_state(state).get(ROLLBACK, {}), int(state.global_step))
+            session.take_back()
+
     def _close(self) -> None:
         session, self.session = self.session, None
         board, self.board = self.board, None
@@ -188,7 +220,11 @@ class DiversityCallback(TrainerCallback):  # type: ignore[misc]
     def _check(self, args: TrainingArguments) -> None:
         """Refuse, before the first step, what only shows when training starts."""
         check_levers(self.plan.levers, self.trainer)
+        going_back = self.plan.rollback
+        if going_back is not None:
+            Rollback.check(self.trainer, going_back)
         wants_stop = any("stop" in rule.actions for rule in self.plan.rules)
+        wants_stop |= going_back is not None and going_back.stops
         if wants_stop and compat.own_loop(self.trainer) and not self.catches_stop:
             raise ConfigError(
                 f"{type(self.trainer).__name__} ignores the stop flag of callbacks. Use divmon.watch(trainer, ...) "
@@ -209,8 +245,8 @@ class DiversityCallback(TrainerCallback):  # type: ignore[misc]
                 self._asked.add("save")  # a stop without a checkpoint would lose the run
             if action.kind == "stop":
                 self._asked.add("stop")
-            ready = self.session.book.levers if self.session is not None and self.session.book is not None else {}
-            if action.kind in LEVERS and action.kind not in ready:  # a function has asked for it
+            ready = {*self.plan.levers, *([ROLLBACK] if self.plan.rollback is not None else [])}
+            if action.kind in (ROLLBACK, *LEVERS) and action.kind not in ready:  # a function has asked for it
                 why = f"no alarm lists {action.kind} in `then`, so it was not made ready before training"
                 self._boundary.failed("mitigation", action.kind, why)
             if action.kind == "stop" and self.session is not None and self.session.ranks.main:

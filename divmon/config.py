@@ -14,7 +14,7 @@ from divmon.metrics import METRICS, default_metrics, resolve
 from divmon.metrics.base import Judges, Metric
 from divmon.metrics.discovery import named_classifier
 from divmon.metrics.structure import build_classifier
-from divmon.mitigations import LeverSettings, lever_settings
+from divmon.mitigations import LeverSettings, RollbackSettings, lever_settings, rollback_settings
 from divmon.monitor import Lenses
 from divmon.probes import PACKS, ProbeSet
 from divmon.settings import Settings
@@ -33,6 +33,7 @@ class Plan:
     sinks: tuple[Sink, ...]
     default_sinks: bool = True
     levers: Mapping[str, LeverSettings] = field(default_factory=dict)
+    rollback: RollbackSettings | None = None
 
 
 def plan(settings: Settings) -> Plan:
@@ -49,7 +50,8 @@ def plan(settings: Settings) -> Plan:
     named = ["default"] if settings.sinks is None else _listed("sinks", settings.sinks)
     sinks = tuple(as_sink(sink) for sink in named if sink != "default")
     shown = "default" in named
-    return Plan(settings, probes, metrics, rules, lenses, sinks, default_sinks=shown, levers=lever_settings(rules))
+    levers, rollback = lever_settings(rules), rollback_settings(rules)
+    return Plan(settings, probes, metrics, rules, lenses, sinks, default_sinks=shown, levers=levers, rollback=rollback)
 
 
 def check_domains(rules: Iterable[Rule] | RuleSet, probes: ProbeSet) -> None:

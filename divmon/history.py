@@ -46,13 +46,17 @@ _BLOCK = 65_536  # bytes read at once while looking for the end of the last comp
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Everything one evaluation recorded."""
+    """Everything one evaluation recorded.
+
+    `restored` is the step whose weights training has gone back to since the evaluation before; None where it has not.
+    """
 
     step: int
     measurements: tuple[Measurement, ...]
     events: tuple[AlarmEvent, ...] = ()
     health: Mapping[str, float] = field(default_factory=dict)
     verdicts: tuple[Verdict, ...] = ()
+    restored: int | None = None
 
 
 @dataclass(frozen=True)
@@ -348,4 +352,5 @@ def _evaluation_from_json(row: Mapping[str, Any]) -> Evaluation:
         events=tuple(event_from_json(e) for e in row.get("events", ())),
         health={name: float_from_json(value) for name, value in row.get("health", {}).items()},
         verdicts=tuple(verdict_from_json(v) for v in row.get("verdicts", ())),
+        restored=None if row.get("restored") is None else int(row["restored"]),
     )

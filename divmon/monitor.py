@@ -128,6 +128,12 @@ class Monitor:
             self.confirming = Confirmations(self.rules, self.metrics, context=self._context, health=self.health)
         self._baseline: MetricContext | None = None
         self._last: tuple[Measurement, ...] = ()
+        self._restored: int | None = None
+
+    def take_back(self, step: int) -> None:
+        """Training has gone back to the weights of `step`: alarms are judged afresh from the next evaluation on."""
+        self._restored = step
+        self.alarms.take_back()
 
     def observe(
         self, batch: SampleBatch, *, health: Mapping[str, float] | None = None, draw: Draw | None = None
@@ -152,7 +158,7 @@ class Monitor:
         spent = time.perf_counter() - start - more.get("confirm_seconds", 0.0)
         row = {**(health or {}), **self.health.row(), **more, "measure_seconds": spent}
         self._last = measurements
-        self._record(Evaluation(batch.step, measurements, events, row, verdicts), batch)
+        self._record(Evaluation(batch.step, measurements, events, row, verdicts, self._restored), batch)
         states, baseline = dict(self.alarms.states), context.reference.batch
         return Observation(batch.step, measurements, events, actions, states, row, batch, baseline, verdicts)
 
@@ -191,7 +197,7 @@ class Monitor:
         measurements = tuple(replace(m, step=step, reason=reason, **blank) for m in self._last)  # type: ignore[arg-type]
         events = tuple(self.alarms.observe(step, measurements))
         row = {**(health or {}), **self.health.row()}
-        self._record(Evaluation(step, measurements, events, row), None)
+        self._record(Evaluation(step, measurements, events, row, restored=self._restored), None)
         actions = self._decide(events, measurements)
         return Observation(step, measurements, events, actions, dict(self.alarms.states), row)
 
@@ -206,7 +212,7 @@ class Monitor:
             self._context(history.batch(measured[0].step))
             self._last = measured[-1].measurements
         for evaluation in history.evaluations:
-            self.alarms.observe(evaluation.step, evaluation.measurements, evaluation.verdicts)
+            self.alarms.fold(evaluation)
         self.history = history
 
     def _decide(self, events: Sequence[AlarmEvent], measurements: Sequence[Measurement]) -> tuple[Action, ...]:
@@ -255,6 +261,7 @@ class Monitor:
         ]
 
     def _record(self, evaluation: Evaluation, batch: SampleBatch | None) -> None:
+        self._restored = None
         if self.history is not None:
             first = self._baseline is not None and batch is self._baseline.batch
             kept = batch if self.keep_completions or first else None
@@ -295,7 +302,7 @@ def replay(history: History, rules: Iterable[Rule] | RuleSet) -> list[AlarmEvent
     if not isinstance(rules, RuleSet):
         rules = RuleSet.restore(rules, history.info.get("alarms"))
     alarms = Alarms(rules)
-    return [event for e in history.evaluations for event in alarms.observe(e.step, e.measurements, e.verdicts)]
+    return [event for evaluation in history.evaluations for event in alarms.fold(evaluation)]
 
 
 def recheck(

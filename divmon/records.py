@@ -21,7 +21,8 @@ State = Literal["unknown", "inactive", "pending", "firing"]
 Outcome = Literal["confirmed", "refuted", "unknown"]
 OVERALL = "all"  # the domain name of a number taken over every domain
 LEVERS = ("diversity_reward", "gate", "entropy_band")  # actions that act until their alarm resolves
-ACTIONS = ("warn", "save", "stop", *LEVERS)  # the actions a rule may name; each is one kind of `Action`
+ROLLBACK = "rollback"  # the action that goes back to a healthy checkpoint
+ACTIONS = ("warn", "save", "stop", ROLLBACK, *LEVERS)  # the actions a rule may name; each is one kind of `Action`
 
 
 @dataclass(frozen=True, slots=True)
@@ -275,13 +276,16 @@ class Action:
 
 @dataclass(frozen=True, slots=True)
 class LeverEvent:
-    """A change of a lever: a mitigation that acts for a while.
+    """A change of a lever: a mitigation that acts for a while. Or what was done about a rollback.
 
     Attributes:
         step: When.
-        lever: One of `LEVERS`.
-        phase: "armed" (ready, or released), "applied", "cooling", or "refused" (it had no effect on this trainer).
-        strength: What it acts with from now on: 1 in full, 0 not at all.
+        lever: One of `LEVERS`, or `ROLLBACK`.
+        phase: "armed" (ready, or released), "applied", "cooling", or "refused" (it had no effect on this trainer). Of
+            the rollback: "applied" (the weights were taken back), "cooling" (asked for too soon), "refused", or
+            "failed" (a checkpoint could not be written or read).
+        strength: What it acts with from now on: 1 in full, 0 not at all. Of the rollback: what the learning rate is
+            multiplied by from now on.
         alarm: The alarms it answers to, joined by commas.
         reason: One sentence for people.
     """

@@ -10,6 +10,7 @@ from functools import partial
 
 from divmon.confirming import DrawFailed
 from divmon.health import Health
+from divmon.levers.rollback import Rollback
 from divmon.mitigations import LeverBook
 from divmon.monitor import Monitor
 from divmon.probes import ProbeSet
@@ -45,6 +46,7 @@ class Session:
         rewards: Adds rewards to a batch; None when the user did not ask for them.
         rollouts: Measures what the trainer generates itself; None where it generates nothing.
         book: Where the levers that rules ask for stand, on every rank; None when no rule asks for one.
+        rollback: Keeps healthy policies and goes back to them; None when no rule asks for that.
         last_step: The newest step evaluated, here or before a resume.
         latest: ``domain/metric`` to value at that step, on every rank; NaN where it could not be measured.
     """
@@ -60,9 +62,11 @@ class Session:
     rewards: Callable[[SampleBatch], SampleBatch] | None = None
     rollouts: RolloutWatch | None = None
     book: LeverBook | None = None
+    rollback: Rollback | None = None
     last_step: int = -1
     latest: Mapping[str, float] = field(default_factory=dict)
     started: float = field(default_factory=time.perf_counter)
+    untold: tuple[LeverEvent, ...] = ()  # recorded, and not shown yet
 
     def due(self, step: int) -> bool:
         """Whether `step` is an evaluation step that has not been evaluated."""
@@ -84,15 +88,31 @@ class Session:
         values = {**dict.fromkeys(self.latest, math.nan), **{m.key: m.value for m in observation.measurements}}
         # before the sinks: no rank waits for a tracker
         actions, self.latest, states = self.ranks.broadcast((observation.actions, values, observation.states))
-        if self.book is not None:
-            changes = self.book.advance(step, actions=actions, states=states, values=self.latest)
-            self.note(*changes)
-            observation = replace(observation, mitigations=self.book.levels, changes=changes)
-        self._emit(observation)
+        self._act(step, actions, states)
+        levels = dict(self.book.levels) if self.book is not None else {}
+        if self.rollback is not None:
+            levels["rollback"] = self.rollback.book.level(step)
+        changes, self.untold = self.untold, ()
+        self._emit(replace(observation, mitigations=levels, changes=changes))
         return actions
 
+    def _act(self, step: int, actions: tuple[Action, ...], states: Mapping[str, str]) -> None:
+        """Move the levers on, and keep or take back the policy. Every rank is here, with the same arguments."""
+        if self.book is not None:
+            self.note(*self.book.advance(step, actions=actions, states=states, values=self.latest))
+        if self.rollback is not None:
+            with self.health.timed(), self.health.shield("mitigation", "rollback"):
+                self.note(*self.rollback.after(step, actions=actions, states=states, values=self.latest))
+            self.take_back()
+
+    def take_back(self) -> None:
+        """Let the alarms know when the policy was taken back."""
+        if self.rollback is not None and self.rollback.book.restored is not None and self.ranks.main:
+            self.monitor.take_back(self.rollback.book.restored)
+
     def note(self, *changes: LeverEvent) -> None:
-        """Record what levers did."""
+        """Record what levers did; sinks are told with the evaluation that is under way, or the next one."""
+        self.untold += changes
         history = self.monitor.history
         for change in changes if self.ranks.main else ():
             with self.health.shield("disk", "levers"):

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Literal, NamedTuple, get_args
 
 from divmon.errors import ConfigError, suggest, unknown
-from divmon.records import ACTIONS, LEVERS, Action, AlarmEvent, Severity
+from divmon.records import ACTIONS, LEVERS, ROLLBACK, Action, AlarmEvent, Severity
 
 Kind = Literal["drop", "rise", "below", "above", "outside", "absent"]
 Evidence = Literal["screen", "confirm"]
@@ -99,9 +99,11 @@ class Request(NamedTuple):
         if not isinstance(action, str) or not isinstance(settings, (Mapping, type(None))):
             text = f"`then` lists names of actions, or one with its settings ({{gate: {{k: 8}}}}), not {dict(value)!r}."
             raise RuleError(text, key="then")
-        if action not in LEVERS:
+        if action not in (settable := (ROLLBACK, *LEVERS)):
             known = action in ACTIONS
-            why = f"{action!r} takes no settings; write it alone." if known else str(unknown("action", action, LEVERS))
+            why = (
+                f"{action!r} takes no settings; write it alone." if known else str(unknown("action", action, settable))
+            )
             raise RuleError(why, key="then")
         return cls(action, {str(key): value for key, value in (settings or {}).items()})
 

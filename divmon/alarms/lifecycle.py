@@ -26,6 +26,7 @@ from divmon.alarms.ruleset import RuleSet
 from divmon.alarms.sentences import NO_DRAW, breach, cleared, details, judged, waiting
 from divmon.alarms.spending import next_wait
 from divmon.errors import ConfigError, SignatureMismatch
+from divmon.history import Evaluation
 from divmon.records import OVERALL, AlarmEvent, Measurement, State, Verdict
 
 NARROWING = "narrowing_share"  # the metric that tells benign convergence from narrowing among good outputs
@@ -48,6 +49,7 @@ class Cell:
         wait: Evaluations during which it asks for no confirmation.
         waited: How long that was when it began; 0 before the first failed confirmation.
         judged: What the latest confirmation found, in words; "" before the first.
+        owed: The event ("resolved", "inactive") that ends what was told about weights that are gone.
     """
 
     state: State = "unknown"
@@ -62,6 +64,7 @@ class Cell:
     wait: int = 0
     waited: int = 0
     judged: str = ""
+    owed: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,7 +168,7 @@ def _broken(rule: Rule, cell: Cell, measurement: Measurement, evidence: Evidence
         cell = replace(cell, reason=why)
     if state == before:
         return cell, None
-    cell = replace(cell, state=state, since=measurement.step)
+    cell = replace(cell, state=state, since=measurement.step, owed="" if state == "firing" else cell.owed)
     text = breach(
         rule, measurement, cell.baseline, since=cell.baseline_step, held=cell.breaches, verdict=verdict, why=why
     )
@@ -188,15 +191,26 @@ def _judged(cell: Cell, verdict: Verdict) -> tuple[Cell, State]:
 
 
 def _clear(rule: Rule, cell: Cell, measurement: Measurement) -> tuple[Cell, AlarmEvent | None]:
-    fired, told = cell.state == "firing", cell.state != "unknown" or cell.breaches > 0
-    cell = replace(cell, breaches=0, clears=cell.clears + 1 if fired else 0)
-    if cell.state == "inactive" or (fired and cell.clears < rule.clear_for):
+    fired, owed, told = cell.state == "firing", cell.owed, cell.state != "unknown" or cell.breaches > 0
+    cell = replace(cell, breaches=0, clears=cell.clears + 1 if fired else 0, owed="")
+    if (cell.state == "inactive" and not owed) or (fired and cell.clears < rule.clear_for):
         return cell, None
     cell = replace(cell, state="inactive", since=measurement.step, clears=0)
-    if not told:
+    if not (told or owed):
         return cell, None
-    text = cleared(rule, measurement, cell.baseline, since=cell.baseline_step, fired=fired)
-    return cell, _event(rule, cell, measurement, "resolved" if fired else "inactive", text)
+    text = cleared(rule, measurement, cell.baseline, since=cell.baseline_step, fired=fired, back=bool(owed))
+    return cell, _event(rule, cell, measurement, "resolved" if fired else owed or "inactive", text)
+
+
+def taken_back(cell: Cell) -> Cell:
+    """The cell once the weights it has judged are gone. It is judged afresh.
+
+    The event that ends what was told comes with the first evaluation that finds the rule kept.
+    """
+    if cell.state not in ("pending", "firing"):
+        return cell
+    owed = "resolved" if cell.state == "firing" or cell.owed == "resolved" else "inactive"
+    return replace(cell, state="inactive", breaches=0, clears=0, owed=owed)
 
 
 def _event(
@@ -327,6 +341,16 @@ class Alarms:
         taken = {(rule.metric, domain) for key, rule, domain in loud if _is_critical(rule, cells[key])}
         inhibited = {key for key, r, domain in order if (r.metric, domain) in taken and r.severity != "critical"}
         return list(self._tell(step, events, {**dict.fromkeys(inhibited, "by a critical alarm"), **quiet}))
+
+    def take_back(self) -> None:
+        """The weights were taken back to an earlier step: alarms that are pending or firing are judged afresh."""
+        self._cells = {key: taken_back(cell) for key, cell in self._cells.items()}
+
+    def fold(self, evaluation: Evaluation) -> list[AlarmEvent]:
+        """Move every cell on by one recorded evaluation, as it was moved when that was recorded."""
+        if evaluation.restored is not None:
+            self.take_back()
+        return self.observe(evaluation.step, evaluation.measurements, evaluation.verdicts)
 
     def _known(self, measurements: Sequence[Measurement]) -> tuple[str, ...]:
         """Every domain seen so far, these measurements included."""

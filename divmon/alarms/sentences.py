@@ -88,13 +88,16 @@ def breach(
     return f"{text}; it fires after {rule.hold}." if held < rule.hold else f"{text}."
 
 
-def cleared(rule: Rule, measurement: Measurement, baseline: float, *, since: int, fired: bool) -> str:
-    """The sentence for an alarm that is over, or (not `fired`) was over before it fired."""
+def cleared(
+    rule: Rule, measurement: Measurement, baseline: float, *, since: int, fired: bool, back: bool = False
+) -> str:
+    """The sentence for an alarm that is over, or (not `fired`) was over before it fired, or since a rollback."""
     now = "has values again" if rule.rule == "absent" else "is back within its limit"
     number = f"now {measurement.value:.3g}"
     if rule.allowed is not None:
         number += f"; baseline: {baseline:.3g}" + (f" at step {since}" if since else "")
     when = _evaluations(rule.clear_for) if fired else "before the alarm fired"
+    when = "since the weights were taken back" if back else when
     return f"{_where(measurement)} {now} ({number}), {when}."
 
 

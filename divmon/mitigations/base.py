@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from divmon.errors import DivmonError, unknown
-from divmon.records import ACTIONS, LEVERS, Action, AlarmEvent
+from divmon.records import ACTIONS, LEVERS, ROLLBACK, Action, AlarmEvent
 
 Mitigation = Callable[[AlarmEvent, Mapping[str, Any]], Action | None]
 
@@ -26,6 +26,11 @@ def stop(event: AlarmEvent, context: Mapping[str, Any]) -> Action:
     return Action("stop", event.alarm, event.message)
 
 
+def rollback(event: AlarmEvent, context: Mapping[str, Any]) -> Action:
+    """Go back to the newest healthy checkpoint."""
+    return Action(ROLLBACK, event.alarm, event.message)
+
+
 def _pull(name: str) -> Mitigation:
     def pull(event: AlarmEvent, context: Mapping[str, Any]) -> Action:
         return Action(name, event.alarm, event.message)
@@ -34,7 +39,13 @@ def _pull(name: str) -> Mitigation:
     return pull
 
 
-BUILT_IN: Mapping[str, Mitigation] = {"warn": warn, "save": save, "stop": stop, **{n: _pull(n) for n in LEVERS}}
+BUILT_IN: Mapping[str, Mitigation] = {
+    "warn": warn,
+    "save": save,
+    "stop": stop,
+    ROLLBACK: rollback,
+    **{name: _pull(name) for name in LEVERS},
+}
 
 
 def mitigation(name: str, functions: Mapping[str, Mitigation] | None = None) -> Mitigation:

@@ -5,10 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
-from typing import Any, get_type_hints
+from typing import Any, TypeVar, get_type_hints
 
 from divmon.errors import ConfigError, suggest, unknown
+from divmon.records import ROLLBACK
 
+Kept = TypeVar("Kept")
+
+AFTER = ("nothing", "stop")
 BY = ("formats", "answer", "text", "tfidf")
 
 
@@ -103,6 +107,50 @@ class EntropyBandSettings(LeverSettings):
         _need(0 < self.step <= self.most, "step", self.step, "above 0 and at most `most`")
 
 
+@dataclass(frozen=True, kw_only=True)
+class RollbackSettings:
+    """Of going back to a healthy checkpoint; see `divmon.mitigations.rollback`.
+
+    Attributes:
+        most: How often a run may go back.
+        factor: What the learning rate is multiplied by each time.
+        cooling: Steps after one rollback in which there is no other.
+        keep: Healthy checkpoints kept on disk, the newest ones. An older one is used where a newer one is damaged.
+        tolerance: How far below its first value pass@1 (mean quality where there is no pass@1) may be, in its own
+            unit, for a policy to count as healthy. Without anything that judges completions, alarms alone decide.
+        margin: Which share of the change that a rule allows a healthy policy may have used, where the rule asks for the
+            rollback and compares with the baseline. At 1, the policy just before the alarm is healthy.
+        after: When a run that has gone back `most` times asks again: "nothing", or "stop" (saved first).
+        finish: Go back and stop there.
+    """
+
+    most: int = 2
+    factor: float = 0.5
+    cooling: int = 50
+    keep: int = 2
+    tolerance: float = 0.1
+    margin: float = 0.5
+    after: str = "nothing"
+    finish: bool = False
+
+    def __post_init__(self) -> None:
+        for name, kind in get_type_hints(type(self)).items():
+            _check_kind(name, getattr(self, name), kind)
+        _need(self.most >= 1, "most", self.most, "1 or more")
+        _need(0 < self.factor <= 1, "factor", self.factor, "above 0 and at most 1")
+        _need(self.cooling >= 0, "cooling", self.cooling, "a number of steps, 0 or more")
+        _need(self.keep >= 1, "keep", self.keep, "1 or more")
+        _need(self.tolerance >= 0, "tolerance", self.tolerance, "0 or more")
+        _need(0 < self.margin <= 1, "margin", self.margin, "above 0 and at most 1")
+        if self.after not in AFTER:
+            raise unknown("after", self.after, AFTER)
+
+    @property
+    def stops(self) -> bool:
+        """Whether it may end training."""
+        return self.finish or self.after == "stop"
+
+
 SETTINGS: Mapping[str, type[LeverSettings]] = {
     "diversity_reward": DiversityRewardSettings,
     "gate": GateSettings,
@@ -121,8 +169,11 @@ def read(lever: str, values: Mapping[str, Any]) -> LeverSettings:
         ...
     divmon.errors.ConfigError: gate: Unknown setting 'kk'. Did you mean 'k'?
     """
-    kind = SETTINGS[lever]
-    known = [field.name for field in fields(kind)]
+    return _read(lever, values, SETTINGS[lever])
+
+
+def _read(lever: str, values: Mapping[str, Any], kind: type[Kept]) -> Kept:
+    known = [field.name for field in fields(kind)]  # type: ignore[arg-type]
     for name in values:
         if name not in known:
             raise ConfigError(f"{lever}: Unknown setting {name!r}.{suggest(name, known)}")
@@ -141,13 +192,26 @@ def lever_settings(rules: Iterable[Any]) -> dict[str, LeverSettings]:
     Raises:
         ConfigError: A setting that cannot work, or two rules that set up one lever differently.
     """
-    found: dict[str, tuple[str, LeverSettings]] = {}
+    return _agreed(rules, SETTINGS)
+
+
+def rollback_settings(rules: Iterable[Any]) -> RollbackSettings | None:
+    """The settings of the rollback that `rules` ask for; None where none does.
+
+    Raises:
+        ConfigError: A setting that cannot work, or two rules that set it up differently.
+    """
+    return _agreed(rules, {ROLLBACK: RollbackSettings}).get(ROLLBACK)
+
+
+def _agreed(rules: Iterable[Any], kinds: Mapping[str, type[Kept]]) -> dict[str, Kept]:
+    found: dict[str, tuple[str, Kept]] = {}
     for rule in rules:
         for action in rule.actions:
-            if action not in SETTINGS:
+            if action not in kinds:
                 continue
             try:
-                settings = read(action, rule.settings.get(action, {}))
+                settings = _read(action, rule.settings.get(action, {}), kinds[action])
             except ConfigError as error:
                 raise ConfigError(f"alarm {rule.name!r}: {error}") from None
             first, before = found.setdefault(action, (rule.name, settings))

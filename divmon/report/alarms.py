@@ -78,7 +78,7 @@ def watch(history: History) -> Watch:
     try:
         alarms = Alarms(RuleSet.restore(restore_rules(rows), history.info.get("alarms")))
         for evaluation in history.evaluations:
-            alarms.observe(evaluation.step, evaluation.measurements, evaluation.verdicts)
+            alarms.fold(evaluation)
     except (DivmonError, TypeError, KeyError, ValueError, AttributeError):
         return Watch(len(rows))
     cells = alarms.cells.items()

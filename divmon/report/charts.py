@@ -12,6 +12,7 @@ from markupsafe import Markup
 from divmon.history import History
 from divmon.metrics import METRICS
 from divmon.records import Measurement
+from divmon.report.acted import acted
 from divmon.report.dominance import sentence
 from divmon.report.plots import PALETTE, Line, curve, levels, stacked
 from divmon.report.tables import Change
@@ -125,7 +126,7 @@ def _line(run: History, domain: str, metric: str) -> Line:
     fired = _fired(run, domain)
     own = tuple(step for name, step in fired if name == metric)
     others = tuple(step for name, step in fired if name != metric and step not in own)
-    return Line(run.series(metric, domain), own, others)
+    return Line(run.series(metric, domain), own, others, acted(run))
 
 
 def _spoken(c: Change, line: Line) -> str:
@@ -134,6 +135,7 @@ def _spoken(c: Change, line: Line) -> str:
         f"{number(c.first.value)} at step {c.first.step}, {number(c.last.value)} at step {c.last.step}"
         + (f" with 95 % interval {ends}" if ends else "")
         + (f", alarm at step {', '.join(map(str, line.fired[:6]))}" if line.fired else "")
+        + (f", acted on at step {', '.join(map(str, line.acted[:6]))}" if line.acted else "")
     )
 
 
@@ -160,13 +162,18 @@ def _all_shares(runs: Sequence[History], domain: str) -> list[Shares]:
     order = sorted(totals, key=lambda label: (-totals[label], label))
     kept = order if len(order) <= len(PALETTE) else order[: len(PALETTE) - 1]
     fired = [sorted({step for _, step in _fired(run, domain)}) for run in runs]
-    drawn = [_shares(i, rows, kept, placed(domain), fired[i]) for i, rows in enumerate(every) if rows]
+    drawn = [_shares(i, rows, kept, placed(domain), (fired[i], acted(runs[i]))) for i, rows in enumerate(every) if rows]
     return [replace(shares, note=sentence(runs[shares.run], domain)) for shares in drawn]
 
 
 def _shares(
-    i: int, rows: list[tuple[int, dict[str, float]]], kept: list[str], place: str, fired: Sequence[int]
+    i: int,
+    rows: list[tuple[int, dict[str, float]]],
+    kept: list[str],
+    place: str,
+    marked: tuple[Sequence[int], Sequence[int]],
 ) -> Shares:
+    """`marked` are the steps at which alarms fired, and those at which something was done."""
     columns = [(short(label, 32), [row.get(label, 0.0) for _, row in rows]) for label in kept]
     rest = [max(0.0, sum(row.values()) - sum(c[j] for _, c in columns)) for j, (_, row) in enumerate(rows)]
     if len(kept) == len(PALETTE) - 1 and max(rest) > 0:
@@ -174,7 +181,8 @@ def _shares(
     legend = tuple((label, colour, v[0], v[-1]) for (label, v), colour in zip(columns, PALETTE, strict=False))
     said = ", ".join(f"{label} {first:.0%} to {last:.0%}" for label, _, first, last in legend)
     alt = f"Shares of formats {place} from step {rows[0][0]} to {rows[-1][0]}, run {i + 1}: {said}"
-    return Shares(i, stacked([step for step, _ in rows], [v for _, v in columns], fired=fired, alt=alt), legend)
+    steps, values = [step for step, _ in rows], [v for _, v in columns]
+    return Shares(i, stacked(steps, values, fired=marked[0], alt=alt, acted=marked[1]), legend)
 
 
 def _tail(run: History, domain: str, i: int) -> Tail | None:

@@ -13,6 +13,7 @@ from divmon.errors import HistoryError, SignatureMismatch
 from divmon.history import History
 from divmon.records import OVERALL
 from divmon.report import text
+from divmon.report.acted import deeds
 from divmon.report.charts import DomainCharts, domain_charts
 from divmon.report.samples import examples
 from divmon.report.tables import Change, changes, cost, differing, domains, gaps
@@ -104,6 +105,8 @@ def _run(history: History, letter: str) -> dict[str, Any]:
         "verdict": verdict(history),
         "events": events[:EVENTS],
         "more_events": max(0, len(events) - EVENTS),
+        "deeds": deeds(history),
+        "more_deeds": max(0, len(history.mitigations) - len(deeds(history))),
         "steps": (history.evaluations[0].step, history.last_step),
         "evaluations": len(history.evaluations),
         "prompts": len(history.probes),

@@ -27,11 +27,10 @@ from divmon.report.text import short
 SIZE = (4.4, 2.15)  # inches of 72 units: about as wide as a phone, so that text keeps its size
 MARKED = 40  # evaluations up to which every value gets a mark
 # stand-ins while drawing, replaced by variables of the page afterwards
-INK, MUTED, GRID, CARD, ALARM = "#0a0b01", "#0a0b02", "#0a0b03", "#0a0b04", "#0a0b05"
+INK, MUTED, GRID, CARD, ALARM, ACTED = "#0a0b01", "#0a0b02", "#0a0b03", "#0a0b04", "#0a0b05", "#0a0b08"
 RUNS = ("#0a0b06", "#0a0b07")
-_VARIABLES = dict(
-    zip((INK, MUTED, GRID, CARD, ALARM, *RUNS), ["ink", "muted", "grid", "card", "alarm", "a", "b"], strict=True)
-)
+_NAMES = ("ink", "muted", "grid", "card", "alarm", "calm", "a", "b")
+_VARIABLES = dict(zip((INK, MUTED, GRID, CARD, ALARM, ACTED, *RUNS), _NAMES, strict=True))
 # Okabe and Ito (2008): told apart by all common forms of colour vision
 PALETTE = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#f0e442", "#999999")
 _STYLE = {
@@ -60,11 +59,13 @@ class Line:
         series: What was measured.
         fired: Steps at which an alarm on this very metric fired.
         others: Steps at which other alarms of the domain fired.
+        acted: Steps at which a lever was applied or the policy was taken back.
     """
 
     series: Series
     fired: tuple[int, ...] = ()
     others: tuple[int, ...] = ()
+    acted: tuple[int, ...] = ()
 
 
 def curve(lines: Sequence[Line | None], *, bounds: tuple[float, float], alt: str) -> Markup:
@@ -87,10 +88,18 @@ def curve(lines: Sequence[Line | None], *, bounds: tuple[float, float], alt: str
                 axes.axvline(step, color=ALARM, linewidth=1.6, linestyle="-" if i == 0 else "--")
                 top = axes.get_xaxis_transform()
                 axes.plot([step], [1.0], marker="v", markersize=9, color=ALARM, transform=top, clip_on=False)
+            _mark_acted(axes, line.acted if line else ())
         _limits(axes, bounds)
         axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
         axes.set_xlabel("training step")
         return _svg(figure, alt)
+
+
+def _mark_acted(axes: Any, steps: Sequence[int]) -> None:
+    """Standing on the axis, so that it is told from an alarm, which hangs from the top, also where both are."""
+    for step in steps:
+        look: dict[str, Any] = {"color": ACTED, "transform": axes.get_xaxis_transform(), "clip_on": False}
+        axes.plot([step], [0.0], marker="^", markersize=9, zorder=5, **look)
 
 
 def _draw(axes: Any, line: Line, i: int) -> None:
@@ -119,7 +128,14 @@ def _limits(axes: Any, bounds: tuple[float, float]) -> None:
     axes.margins(x=0.03)
 
 
-def stacked(steps: Sequence[int], shares: Sequence[Sequence[float]], *, fired: Sequence[int], alt: str) -> Markup:
+def stacked(
+    steps: Sequence[int],
+    shares: Sequence[Sequence[float]],
+    *,
+    fired: Sequence[int],
+    alt: str,
+    acted: Sequence[int] = (),
+) -> Markup:
     """Shares over steps, stacked from the bottom in the order given, with the colours of `PALETTE`.
 
     Args:
@@ -127,6 +143,7 @@ def stacked(steps: Sequence[int], shares: Sequence[Sequence[float]], *, fired: S
         shares: S shares for each label, no more labels than there are colours.
         fired: Steps at which alarms fired.
         alt: What the chart shows, for those who do not see it.
+        acted: Steps at which a lever was applied or the policy was taken back.
     """
     with matplotlib.style.context(["default", _STYLE]):
         figure, axes = _axes()
@@ -151,6 +168,7 @@ def stacked(steps: Sequence[int], shares: Sequence[Sequence[float]], *, fired: S
                 transform=axes.get_xaxis_transform(),
                 clip_on=False,
             )
+        _mark_acted(axes, acted)
         axes.set_ylim(0, 1)
         axes.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
         axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))

@@ -11,6 +11,7 @@ from divmon.alarms.sentences import evidence_lines
 from divmon.history import History
 from divmon.metrics import METRICS
 from divmon.records import AlarmEvent
+from divmon.report.acted import acted
 from divmon.report.alarms import Incident, Watch, change, incidents, pending, watch
 from divmon.report.tables import Change, between, by_key, changes
 from divmon.report.text import interval, joined, meaning, named, number, percent, placed, short, signed
@@ -192,7 +193,8 @@ def _steps_after(history: History, fired: list[Incident], found: dict[str, Chang
     start = min(i.first_seen for i in fired)
     quality = judged(found, fired[0].event.domain)
     if all(incident.resolved is not None for incident in fired):
-        return ["It came back within its limits by itself. Keep watching, and keep a checkpoint from before it fired."]
+        how = "after what was done about it (see below)" if acted(history) else "by itself"
+        return [f"It came back within its limits {how}. Keep watching, and keep a checkpoint from before it fired."]
     steps = ["Read the completions that narrowed most, below: do they still say different things?"]
     if quality is not None and quality.clear and quality.delta > 0:
         steps.append("If they only agree on what is right, raise the limit of the alarm. If not:")

@@ -19,7 +19,7 @@ from divmon.alarms.ruleset import RuleSet, Silence
 from divmon.alarms.spending import cell_shares
 from divmon.errors import ConfigError, suggest
 from divmon.metrics import METRICS
-from divmon.mitigations import lever_settings
+from divmon.mitigations import lever_settings, rollback_settings
 from divmon.records import OVERALL
 from divmon.rulebook import vain
 from divmon.rulebook.document import Document, line_of, read_document
@@ -147,6 +147,7 @@ def _lever_errors(rules: Sequence[Rule]) -> Iterator[str]:
     """What is wrong with the settings of levers, in one rule or between several."""
     try:
         lever_settings(rules)
+        rollback_settings(rules)
     except ConfigError as error:
         yield str(error).removeprefix(f"alarm {rules[-1].name!r}: ")
 

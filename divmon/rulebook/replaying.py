@@ -91,7 +91,7 @@ def fold(rules: RuleSet, evaluations: Iterable[Evaluation]) -> Replayed:
     alarms, events = Alarms(rules), list[AlarmEvent]()
     rows = list(evaluations)
     for row in rows:
-        events += alarms.observe(row.step, row.measurements, row.verdicts)
+        events += alarms.fold(row)
     return Replayed(rules, tuple(events), alarms.cells, len(rows))
 
 

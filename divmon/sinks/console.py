@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple, TextIO
 
 from divmon.alarms.sentences import UNCONFIRMED, brief, judged
-from divmon.records import AlarmEvent, LeverEvent, Measurement, Observation, State, Verdict
+from divmon.records import ROLLBACK, AlarmEvent, LeverEvent, Measurement, Observation, State, Verdict
 from divmon.sinks.base import alarm_states, choose, escape_controls
 
 WIDTH = 110
@@ -274,7 +274,8 @@ def lever_line(change: LeverEvent) -> str:
     'divmon  gate armed (step 70, strength 0): Released: its alarm has not come back.'
     """
     reason = escape_controls(brief(change.reason, held=False))
-    return f"divmon  {change.lever} {change.phase} (step {change.step}, strength {change.strength:g}): {reason}."
+    strength = "learning rate x" if change.lever == ROLLBACK else "strength"
+    return f"divmon  {change.lever} {change.phase} (step {change.step}, {strength} {change.strength:g}): {reason}."
 
 
 def _items(observation: Observation, first: Mapping[str, Measurement], watched: Mapping[str, str]) -> list[Item]:

@@ -12,7 +12,7 @@ from divmon.alarms.sentences import evidence_lines
 from divmon.errors import ConfigError
 from divmon.metrics.base import Classifier
 from divmon.metrics.structure import classify
-from divmon.records import AlarmEvent, Observation, SampleBatch, Severity
+from divmon.records import ROLLBACK, AlarmEvent, LeverEvent, Observation, SampleBatch, Severity
 from divmon.sinks.base import choose, curves, metric_names, strip_controls
 
 STEP = "train/global_step"  # as the trainers' own reporters name it
@@ -35,7 +35,7 @@ class Entry:
         step: The trainer's global step.
         row: The curves, finite Python floats.
         table: Rows of `COLUMNS`.
-        alerts: Title, text and level of each alarm that fires or resolves.
+        alerts: Title, text and level of each alarm that fires or resolves, and of what was done about it.
     """
 
     step: int
@@ -84,7 +84,10 @@ class Outbox:
             observation.step,
             curves(observation, metrics=self._metrics, keep=self._chosen),
             sample_rows(observation, limit=self._table_rows, classifier=self._classifier),
-            [alert(event) for event in observation.events if event.state in ("firing", "resolved")],
+            [
+                *(alert(event) for event in observation.events if event.state in ("firing", "resolved")),
+                *map(lever_alert, observation.changes),
+            ],
         )
         self._waiting.append(entry)
         return entry
@@ -115,6 +118,22 @@ def alert(event: AlarmEvent) -> dict[str, str]:
         lines += ["", *evidence_lines(event.details)]
     text = strip_controls("\n".join(lines), limit=ALERT, keep="\n")
     return {"title": title, "text": text, "level": "INFO" if event.state == "resolved" else LEVELS[event.severity]}
+
+
+def lever_alert(change: LeverEvent) -> dict[str, str]:
+    """Title, text and level of the alert for what was done; being applied and failing warn, the rest informs.
+
+    >>> lever_alert(LeverEvent(40, "gate", "applied", 0.5, "narrow", "vendi fell."))
+    {'title': 'gate applied', 'text': 'vendi fell.\\n\\nStep 40. Strength 0.5. Alarm: narrow.', 'level': 'WARN'}
+    """
+    title = strip_controls(f"{change.lever} {change.phase}", limit=TITLE)
+    strength = "Learning rate x" if change.lever == ROLLBACK else "Strength"
+    facts = f"Step {change.step}. {strength} {change.strength:g}." + (
+        f" Alarm: {change.alarm}." if change.alarm else ""
+    )
+    text = strip_controls(f"{change.reason}\n\n{facts}".lstrip(), limit=ALERT, keep="\n")
+    grave = change.phase in ("applied", "refused", "failed")
+    return {"title": title, "text": text, "level": "WARN" if grave else "INFO"}
 
 
 def sample_rows(observation: Observation, *, limit: int, classifier: Classifier = classify) -> list[list[str]]:

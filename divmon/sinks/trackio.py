@@ -50,7 +50,7 @@ class TrackioSink:
         self._said = False
 
     def emit(self, observation: Observation) -> None:
-        """Log one row (curves and table together) and one alert for each event that fires or resolves."""
+        """Log one row (curves and table together), and alerts: what fires, what resolves, what was done about it."""
         self._outbox.add(observation)
         self._flush()
 

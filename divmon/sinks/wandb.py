@@ -52,7 +52,7 @@ class WandbSink:
         self._health: dict[str, float] = {}
 
     def emit(self, observation: Observation) -> None:
-        """Log one row (curves and table together) and one alert for each event that fires or resolves."""
+        """Log one row (curves and table together), and alerts: what fires, what resolves, what was done about it."""
         row = self._outbox.add(observation).row
         self._health = {key: value for key, value in row.items() if key.startswith("divmon/health/")}
         self._fired += [event.step for event in observation.events if event.state == "firing"]

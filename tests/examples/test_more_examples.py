@@ -97,6 +97,20 @@ def test_a_lever_brings_the_formats_back_and_is_released(tmp_path: Path) -> None
     assert formats[-1] > 3 > formats.min()
 
 
+def test_a_rollback_finishes_with_more_formats_than_the_run_it_saves(tmp_path: Path) -> None:
+    text = run("rollback", "--steps", "16", "--out", "out", cwd=tmp_path)
+    plain, back = (divmon.History.read(tmp_path / "out" / name) for name in ("plain", "back"))
+    [change] = back.mitigations
+    assert f"step {change.step}: rollback applied. Went back to the healthy checkpoint of step" in text
+    lost, kept = (history.series("effective_formats", "default").values for history in (plain, back))
+    assert kept[-1] > 2 > lost[-1]
+    assert lost[: change.step // 2 + 1].tolist() == kept[: change.step // 2 + 1].tolist()  # up to there, the same run
+    right = back.series("pass_at_1", "default").values
+    assert right[-1] > right[0]
+    for path in (back.path / "healthy").glob("*.pt"):
+        assert path.name in text
+
+
 def test_divpo_keeps_the_formats_that_ordinary_pairs_lose(tmp_path: Path) -> None:
     text = run("divpo", "--out", "out", cwd=tmp_path)
     ends = {}

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import copy
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 import divmon
 
@@ -104,3 +107,92 @@ def test_a_warning_needs_no_watch(tiny: Any, tmp_path: Path) -> None:
     trainer.train()
     assert trainer.state.global_step == 6
     assert [event.state for event in divmon.History.read(tmp_path).events()] == ["pending", "firing"]
+
+
+class Look:
+    """Weights (with the value model's), optimizer and rate after divmon has acted, by step."""
+
+    def __init__(self, tiny: Any) -> None:
+        from transformers import TrainerCallback
+
+        self.seen: dict[int, tuple[str, Any, list[float]]] = {}
+        look = self
+
+        class Spy(TrainerCallback):
+            def on_step_end(self, args: Any, state: Any, control: Any, **given: Any) -> None:
+                moments = copy.deepcopy(given["optimizer"].state_dict()["state"])
+                look.seen[state.global_step] = tiny.digest(given["model"]), moments, given["lr_scheduler"].base_lrs
+
+        self.spy = Spy()
+
+
+def fires_at(step: int, then: Any) -> tuple[Any, dict[str, Any]]:
+    """A callback that knows the step, and settings with an alarm that fires at `step` only."""
+    from transformers import TrainerCallback
+
+    now = [0]
+
+    class Clock(TrainerCallback):
+        def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            now[0] = state.global_step
+
+    def told(texts: list[str]) -> float:
+        return float(now[0] == step)
+
+    rule = {"name": "told", "metric": "told", "rule": "above", "level": 0.5, "for": 1, "then": [then]}
+    return Clock(), {**WATCHED, "metrics": [told, "length"], "alarms": [rule]}
+
+
+def test_rollback_takes_policy_value_model_and_optimizer_back(tiny: Any, tmp_path: Path) -> None:
+    look = Look(tiny)
+    clock, settings = fires_at(4, "rollback")
+    trainer = ppo(tiny, tmp_path, callbacks=[clock, divmon.DiversityCallback(**settings), look.spy])
+    trainer.train()
+    assert [(c.step, c.phase) for c in divmon.History.read(tmp_path).mitigations] == [(4, "applied")]
+    (healthy, moments, rates), (back, again, lower) = look.seen[2], look.seen[4]
+    assert back == healthy != look.seen[3][0]
+    assert lower == [rate / 2 for rate in rates]
+    assert moments
+    for i, state in moments.items():
+        assert all(torch.equal(torch.as_tensor(state[name]), torch.as_tensor(again[i][name])) for name in state)
+    assert look.seen[5][0] not in (healthy, look.seen[3][0])
+    assert trainer.state.global_step == 6
+    logged = [row["lr"] for row in rows_of(trainer) if "lr" in row]
+    assert logged[4] == pytest.approx(logged[2] / 2)  # the step after the checkpoint again, at half its rate
+
+
+def test_a_rollback_that_finishes_needs_watch_and_ends_on_the_healthy_policy(tiny: Any, tmp_path: Path) -> None:
+    finish = {"rollback": {"finish": True}}
+    clock, settings = fires_at(4, finish)
+    bare = ppo(tiny, tmp_path / "bare", callbacks=[clock, divmon.DiversityCallback(**settings)])
+    with pytest.raises(divmon.ConfigError, match=r"divmon.watch\(trainer"):
+        bare.train()
+    look = Look(tiny)
+    clock, settings = fires_at(4, finish)
+    trainer = ppo(tiny, tmp_path / "watched", callbacks=[clock])
+    divmon.watch(trainer, **settings)
+    trainer.add_callback(look.spy)
+    trainer.train()
+    assert trainer.state.global_step == 4
+    assert tiny.digest(trainer.model) == look.seen[2][0]
+    assert (tmp_path / "watched" / "checkpoint-4").is_dir()
+
+
+@pytest.mark.parametrize(
+    ("lever", "why"),
+    [
+        ("diversity_reward", "needs groups of completions with rewards (GRPO, RLOO); PPOTrainer has none."),
+        ("gate", "needs groups of completions with rewards (GRPO, RLOO); PPOTrainer has none."),
+        ("entropy_band", "PPOTrainer of this TRL has no entropy bonus."),
+    ],
+)
+def test_levers_that_ppo_would_ignore_are_refused_before_the_first_step(
+    tiny: Any, lever: str, why: str, tmp_path: Path
+) -> None:
+    rule = {**ALWAYS, "then": [lever]}
+    trainer = ppo(tiny, tmp_path)
+    divmon.watch(trainer, **WATCHED, alarms=[rule])
+    with pytest.raises(divmon.ConfigError, match=re.escape(why)) as refused:
+        trainer.train()
+    assert f"An alarm asks for {lever}, which cannot be had here." in str(refused.value)
+    assert trainer.state.global_step == 0

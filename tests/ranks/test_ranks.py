@@ -102,3 +102,12 @@ def test_a_stop_reaches_both_ranks(tmp_path: Path) -> None:
 def test_a_rank_that_fails_hangs_nobody(tmp_path: Path, seam: str, rank: int) -> None:
     lines = launch(tmp_path, f"{seam}:{rank}")
     assert {line.split()[1] for line in lines} == {"6"}
+
+
+def test_two_ranks_go_back_together_to_a_checkpoint_that_both_can_read(tmp_path: Path) -> None:
+    lines = launch(tmp_path, "rollback:1")  # the worker compares weights and rates before and after, on each rank
+    assert len({line.split()[2] for line in lines}) == 1
+    failed, applied = divmon.History.read(tmp_path).mitigations
+    assert (failed.phase, applied.phase) == ("failed", "applied")
+    assert "rollback broke on rank 1" in failed.reason
+    assert "healthy checkpoint of step 0" in applied.reason

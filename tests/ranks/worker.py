@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import TrainerCallback
 
 import divmon
 from divmon.samplers.generate import GenerateSampler
@@ -75,10 +76,22 @@ def break_rank(rank: int, seam: str) -> None:
         from divmon.levers import groups
 
         groups._text = broken  # type: ignore[assignment]
+    elif seam == "rollback":
+        from divmon.levers.healthy import HealthyCheckpoints
+
+        read = HealthyCheckpoints.read
+        HealthyCheckpoints.read = lambda self, step: broken() if step == 2 else read(self, step)  # type: ignore[method-assign]
     elif seam == "disk":
         from divmon import opening
 
         opening.History.create = broken
+
+
+NOW = [0]  # the step that is being trained
+
+
+def told(texts: list[str]) -> float:
+    return float(NOW[0] == 4)
 
 
 def label(text: str) -> str:
@@ -103,14 +116,31 @@ def main(out: Path, mode: str) -> None:
         rule = {"name": "always", "metric": "length", "rule": "above", "level": 0.5, "then": ["diversity_reward"]}
         settings |= {"alarms": [rule], "formats": label, "strict": mode == "grpo-lever"}
         more = {"rewards": every_one, "per_device_train_batch_size": 2, "scale_rewards": "none"}
+    if mode.startswith("rollback"):
+        broken = {"name": "told", "metric": "told", "rule": "above", "level": 0.5, "for": 1, "then": ["rollback"]}
+        settings |= {"alarms": [broken], "metrics": [told, "length"]}
     if ":" in mode:
         seam, rank = mode.split(":")
         break_rank(int(rank), seam)
+    seen: dict[int, str] = {}
+
+    class Spy(TrainerCallback):
+        def on_step_end(self, args: Any, state: Any, control: Any, **given: Any) -> None:
+            seen[state.global_step] = tiny.digest(given["model"]) + str(given["lr_scheduler"].base_lrs)
+
+        def on_step_begin(self, args: Any, state: Any, control: Any, **given: Any) -> None:
+            NOW[0] = state.global_step + 1
+            if not seen:
+                self.on_step_end(args, state, control, **given)
+
     callbacks = [] if mode.endswith("plain") else [divmon.DiversityCallback(**settings)]
     trainer = (tiny.grpo if mode.startswith(("grpo", "verdict", "text")) else tiny.sft)(
-        out, callbacks=callbacks, **more
+        out, callbacks=[*callbacks, Spy()], **more
     )
     trainer.train()
+    if mode == "rollback:1":  # one rank could not read the checkpoint of step 2, so both are back at the first weights
+        assert seen[4] == seen[0].replace("0.005", "0.0025") != seen[3]
+        assert trainer.optimizer.state_dict()["param_groups"][0]["initial_lr"] == 0.0025
     if mode == "grpo-lever":
         texts, found = list(trainer._logs["completion"]), list(trainer._logs["advantages"])
         labels = [label(text) for text in texts]

@@ -10,7 +10,7 @@ from dataclasses import replace
 
 import pytest
 
-from divmon.records import AlarmEvent, Measurement, Observation, SampleBatch, Verdict
+from divmon.records import AlarmEvent, LeverEvent, Measurement, Observation, SampleBatch, Verdict
 from divmon.sinks import ConsoleSink
 from divmon.sinks.console import LONG, WIDTH, alert_line
 
@@ -130,6 +130,17 @@ def test_an_alert_has_room_for_the_names_of_the_default_alarms():
         assert line.endswith("allowed: 30 %)")
     short = alert_line(breach("x", metric="vendi", domain="math"))
     assert short.endswith("2 evaluations in a row")
+
+
+def test_what_was_done_about_an_alarm_has_a_line():
+    done = (
+        LeverEvent(50, "gate", "cooling", 0.5, "narrow", "Its alarm has resolved; it acts on while it cools."),
+        LeverEvent(50, "rollback", "applied", 0.25, "narrow", "Went back to step 40: \x1b[2Jvendi fell (unconfirmed)."),
+    )
+    assert lines(replace(observation(50, {"vendi": 1.0}), changes=done))[-2:] == [
+        "divmon  gate cooling (step 50, strength 0.5): Its alarm has resolved; it acts on while it cools.",
+        r"divmon  rollback applied (step 50, learning rate x 0.25): Went back to step 40: \x1b[2Jvendi fell.",
+    ]
 
 
 def test_series_with_pending_or_firing_alarms_come_first():

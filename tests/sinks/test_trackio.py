@@ -10,13 +10,14 @@ import shutil
 import subprocess
 import sys
 import urllib.request
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 
 import divmon
 from divmon.errors import ConfigError, MissingDependency
-from divmon.records import AlarmEvent, Measurement, Observation, Probe, SampleBatch
+from divmon.records import AlarmEvent, LeverEvent, Measurement, Observation, Probe, SampleBatch
 from divmon.sinks import TrackioSink
 
 PROJECT = "divmon-test"
@@ -124,6 +125,16 @@ def test_alerts_carry_the_level_of_their_severity(trackio):
     ]
     assert sent[2]["text"] == "three\n\nStep 4.\nActions: save, stop."
     assert sent[3]["title"] == "x resolved (math)"
+
+
+def test_what_was_done_about_an_alarm_is_an_alert(trackio):
+    back = LeverEvent(4, "rollback", "applied", 0.5, "narrow", "Went back.")
+    opened(trackio)
+    TrackioSink().emit(replace(observation(4), changes=(back,)))
+    trackio.finish()
+    [sent] = trackio.Api().alerts(PROJECT)
+    assert (sent["level"], sent["title"]) == ("warn", "rollback applied")
+    assert sent["text"] == "Went back.\n\nStep 4. Learning rate x 0.5. Alarm: narrow."
 
 
 def test_observations_wait_for_a_run_and_are_counted_when_none_comes(trackio, caplog):

@@ -7,11 +7,12 @@ import json
 import logging
 import math
 import sys
+from dataclasses import replace
 
 import pytest
 
 from divmon.errors import ConfigError, MissingDependency
-from divmon.records import AlarmEvent, Measurement, Observation, Probe, SampleBatch
+from divmon.records import AlarmEvent, LeverEvent, Measurement, Observation, Probe, SampleBatch
 from divmon.sinks import WandbSink
 from divmon.sinks.samples import Outbox, alert, sample_rows
 
@@ -135,6 +136,29 @@ def test_alerts_carry_the_level_of_their_severity(written):
     assert [a["title"] for a in run.alerts] == ["x firing (math)"] * 3 + ["x resolved (math)"]
     assert run.alerts[2]["text"] == "three\n\nStep 4.\nActions: save, stop."
     assert max(a["wait_ms"] for a in run.alerts) <= 1  # a title repeated within a minute is not swallowed
+
+
+DONE = (
+    LeverEvent(4, "gate", "applied", 0.5, "narrow", "vendi fell."),
+    LeverEvent(4, "gate", "cooling", 0.5, "narrow", "Its alarm has resolved."),
+    LeverEvent(4, "gate", "armed", 0.0, "", "Released."),
+    LeverEvent(4, "rollback", "applied", 0.25, "narrow", "Went back to the healthy checkpoint of step 2."),
+    LeverEvent(4, "rollback", "failed", 0.25, "", "<script>\x00\x1b[2J" + "x" * 9000),
+)
+
+
+def test_what_was_done_about_an_alarm_is_an_alert(written):
+    sent = written(replace(observation(4), changes=DONE)).alerts
+    back = "Went back to the healthy checkpoint of step 2.\n\nStep 4. Learning rate x 0.25. Alarm: narrow."
+    assert [(a["title"], a["level"], a["text"]) for a in sent[:4]] == [
+        ("gate applied", "WARN", "vendi fell.\n\nStep 4. Strength 0.5. Alarm: narrow."),
+        ("gate cooling", "INFO", "Its alarm has resolved.\n\nStep 4. Strength 0.5. Alarm: narrow."),
+        ("gate armed", "INFO", "Released.\n\nStep 4. Strength 0."),
+        ("rollback applied", "WARN", back),
+    ]
+    assert len(sent) == 5
+    assert sent[4]["text"].startswith("<script>[2Jxx")
+    assert len(sent[4]["text"]) <= 4000
 
 
 def test_an_alert_without_a_message_says_what_it_watched():
