@@ -57,6 +57,23 @@ class Critic(Protocol):
         """One critique a request, in order; None for one that could not be had. May raise: nothing is kept then."""
 
 
+class Written(str):
+    """A completion that knows its tokens: a writer may return these instead of plain strings.
+
+    >>> Written("4", token_ids=(19,)).token_ids, Written("4") == "4"
+    ((19,), True)
+    """
+
+    __slots__ = ("token_ids",)
+    token_ids: tuple[int, ...] | None
+
+    def __new__(cls, text: str, token_ids: tuple[int, ...] | None = None) -> Written:
+        """The completion `text`, of the tokens `token_ids`."""
+        written = super().__new__(cls, text)
+        written.token_ids = token_ids
+        return written
+
+
 class Writer(Protocol):
     """Writes refinements: the policy, as a rule.
 
@@ -66,8 +83,11 @@ class Writer(Protocol):
 
     name: str
 
-    def write(self, prompts: Sequence[Prompt], *, temperature: float, keys: Sequence[int]) -> Sequence[str]:
-        """One completion a prompt, in order. Equal prompts, keys and weights give equal completions."""
+    def write(self, prompts: Sequence[Prompt], *, temperature: float, keys: Sequence[int]) -> Sequence[str | None]:
+        """One completion a prompt, in order; None for one that was cut off and is of no use.
+
+        Equal prompts, keys and weights give equal completions.
+        """
 
     def logprob(self, prompts: Sequence[Prompt], texts: Sequence[str]) -> np.ndarray:
         """float[N], mean log p a token of each text right after its prompt; NaN where it cannot be known."""
@@ -85,6 +105,7 @@ class Candidate:
         critic: Who criticised.
         writer: Who wrote.
         number: Its index among those of its attempt.
+        token_ids: Of `text`, when the writer gives them.
     """
 
     attempt: Attempt
@@ -94,6 +115,7 @@ class Candidate:
     critic: str = ""
     writer: str = ""
     number: int = 0
+    token_ids: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,7 @@
+"""The lineage on disk."""
+
+from __future__ import annotations
+
+
+class Lineage:
+    """Skeleton."""
