@@ -11,7 +11,7 @@ import numpy as np
 
 from divmon.records import Probe, Prompt
 
-Quality = Callable[[Probe, str], float]  # of one completion; NaN where it cannot be judged
+Quality = Callable[[Probe, str], float | bool | None]  # of one completion; NaN or None where it cannot be judged
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +127,8 @@ class Refinement:
         step: The trainer's step, or the round of self-training.
         quality: Of the text; NaN when nobody knows.
         logprob: Mean log p a token under the bare prompt; NaN when nobody knows.
-        novelty: Distance to the nearest text already kept for the prompt, 0 to 1; NaN without any.
+        novelty: Distance to the nearest text already kept for the prompt (with a mode: or attempted), 0 to 1; NaN
+            without any.
         passed: The filters it went through, in order.
     """
 
