@@ -146,7 +146,7 @@ def feasible_by(critic: Critic, *, templates: Templates | None = None, key: int 
     It asks once a refinement: a function that looks at the text itself is faster.
 
     >>> def critic(requests, *, key):
-    ...     return ["Yes." if "fox" in request.prompt else "No."] * len(requests)
+    ...     return ["Yes." if "fox" in request.prompt else "No." for request in requests]
     >>> feasible_by(critic)(Probe("a", "Write a fable."), "A fox ...")
     True
     """
