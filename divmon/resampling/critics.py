@@ -46,7 +46,8 @@ class FunctionCritic:
     """
 
     def __init__(self, fn: Callable[..., Any], *, deadline: float | None = 120.0, name: str | None = None) -> None:
-        if deadline is not None and not deadline > 0:
+        timed = isinstance(deadline, (int, float)) and not isinstance(deadline, bool)
+        if deadline is not None and not (timed and 0 < deadline < math.inf):
             raise ConfigError(f"A critic's `deadline` must be a number of seconds above 0, not {deadline!r}.")
         self.name = name or str(getattr(fn, "__name__", None) or type(fn).__name__)
         self._fn, self._whole, self._deadline = fn, _takes_request(fn), deadline
@@ -85,7 +86,7 @@ class FunctionCritic:
             self._late.pop()
 
 
-def as_critic(spec: Any, *, writer: Writer | None = None) -> Critic:
+def as_critic(spec: Any, *, policy: Writer | None = None) -> Critic:
     """The critic that `spec` names.
 
     Args:
@@ -93,7 +94,7 @@ def as_critic(spec: Any, *, writer: Writer | None = None) -> Critic:
             `EndpointCritic` (``url`` and ``model`` at least), or without a ``url`` those of `ModelCritic`; a folder as
             `pathlib.Path`, or a pair (model, tokenizer); a function (`FunctionCritic`); or a critic: an object with a
             name that is called with requests and ``key=``.
-        writer: The policy, for "policy".
+        policy: Who "policy" is.
 
     Raises:
         ConfigError: Anything else, with what to write instead.
@@ -104,7 +105,7 @@ def as_critic(spec: Any, *, writer: Writer | None = None) -> Critic:
     Source: a convention of divmon.
     """
     if isinstance(spec, str):
-        return _named(spec.strip(), writer)
+        return _named(spec.strip(), policy)
     if isinstance(spec, Mapping):
         return _mapped(spec)
     if isinstance(spec, (tuple, os.PathLike)):
@@ -117,12 +118,12 @@ def as_critic(spec: Any, *, writer: Writer | None = None) -> Critic:
     raise ConfigError(f"A critic is {FORMS}, not {what}.")
 
 
-def _named(spec: str, writer: Writer | None) -> Critic:
+def _named(spec: str, policy: Writer | None) -> Critic:
     kind, colon, rest = spec.partition(":")
     if spec == "policy":
-        if writer is None:
+        if policy is None:
             raise ConfigError("The critic 'policy' needs a policy here. Name another model: 'model:NAME_OR_FOLDER'.")
-        return PolicyCritic(writer)
+        return PolicyCritic(policy)
     if kind == "model" and colon:
         return ModelCritic(rest.strip())
     if "://" in spec:  # not repeated in messages: it may hold a password
