@@ -48,7 +48,7 @@ class Resampler:
         quality: ``(probe, completion) -> float``, NaN or None where it cannot say; None only with a mode.
         lineage: Where what was accepted is written down.
         health: Counts failures as those of a mitigation; when it is strict, they are raised.
-        feasible: ``(probe, completion) -> bool``, asked first; whether there is any text, without one.
+        feasible: ``(probe, completion) -> bool``, asked first, where there is any text.
         templates: Your own words to the critic and the policy, by name.
 
     Raises:

@@ -69,13 +69,13 @@ class Sieve:
     Args:
         settings: See `ResampleSettings`.
         quality: Of one completion; None with a mode, where nobody judges.
-        feasible: Whether a completion is a possible answer at all; without one, whether there is any text.
+        feasible: Whether a completion with any text in it is a possible answer at all.
     """
 
     def __init__(self, settings: ResampleSettings, quality: Quality | None, feasible: Feasible | None = None) -> None:
         self._settings = settings
         self._quality = quality
-        self._judge = feasible or written
+        self._judge = feasible
 
     def sift(
         self,
@@ -126,7 +126,8 @@ class Sieve:
         return says is not False
 
     def _feasible(self, one: _Examined, known: Known) -> bool:
-        return bool(self._judge(one.candidate.attempt.probe, one.candidate.text))
+        probe, text = one.candidate.attempt.probe, one.candidate.text
+        return written(probe, text) and (self._judge is None or bool(self._judge(probe, text)))
 
     def _correct(self, one: _Examined, known: Known) -> bool | None:
         if self._quality is not None:
