@@ -45,6 +45,7 @@ class Session:
         rewards: Adds rewards to a batch; None when the user did not ask for them.
         rollouts: Measures what the trainer generates itself; None where it generates nothing.
         book: Where the levers that rules ask for stand, on every rank; None when no rule asks for one.
+        act: What levers do at an evaluation, once the book is moved on; every rank calls it.
         last_step: The newest step evaluated, here or before a resume.
         latest: ``domain/metric`` to value at that step, on every rank; NaN where it could not be measured.
     """
@@ -60,6 +61,7 @@ class Session:
     rewards: Callable[[SampleBatch], SampleBatch] | None = None
     rollouts: RolloutWatch | None = None
     book: LeverBook | None = None
+    act: Callable[[Observation], Sequence[LeverEvent]] | None = None
     last_step: int = -1
     latest: Mapping[str, float] = field(default_factory=dict)
     started: float = field(default_factory=time.perf_counter)
@@ -86,6 +88,9 @@ class Session:
         actions, self.latest, states = self.ranks.broadcast((observation.actions, values, observation.states))
         if self.book is not None:
             changes = self.book.advance(step, actions=actions, states=states, values=self.latest)
+            if self.act is not None:
+                with self.health.timed():
+                    changes = (*changes, *self.act(replace(observation, states=states)))
             self.note(*changes)
             observation = replace(observation, mitigations=self.book.levels, changes=changes)
         self._emit(observation)

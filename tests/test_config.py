@@ -69,7 +69,7 @@ BAD = [
     ({"alarms": alarm(metric="tfidf_distanse")}, r"alarm 'narrow': Unknown metric .*Did you mean 'tfidf_distance'\?"),
     ({"alarms": alarm(bye="20%")}, r"Unknown key 'bye'. Did you mean 'by'\?"),
     ({"alarms": alarm(rule="fall")}, "Unknown rule 'fall'. Known: above, absent, below, drop, outside, rise"),
-    ({"alarms": alarm(then=["halt"])}, "Unknown action 'halt'. Known: diversity_reward, entropy_band, gate, save, "),
+    ({"alarms": alarm(then=["halt"])}, "Unknown action 'halt'. Known: diversity_reward, entropy_band, gate, resample, "),
     ({"alarms": alarm(domain="cretive"), "probes": "creative"},
      r"'narrow' watches the domain 'cretive', which no probe has. Did you mean 'creative'\?"),
     ({"alarms": alarm(metric="semantic_distance")}, "watches 'semantic_distance', which is not measured. Add it to me"),

@@ -40,7 +40,7 @@ class Rule:
             screen alone, which promises no error rate. None: "confirm" for critical drop, rise and outside with `by`.
         weight: Its share of the run's alpha, relative to the other alarms that are confirmed.
         then: What to ask for when it fires: "warn", "save", "stop", a lever ("diversity_reward", "gate",
-            "entropy_band"; with settings as in ``{"gate": {"k": 8}}``), or a function of (event, context).
+            "entropy_band", "resample"; with settings as in ``{"gate": {"k": 8}}``), or a function of (event, context).
 
     >>> rule = Rule("creative-collapse", metric="tfidf_distance", domain="creative", rule="drop", by="20%")
     >>> rule.by, rule.hold, breached(rule, 0.7, 0.9), breached(rule, 0.8, 0.9)

@@ -8,6 +8,7 @@ from typing import Any
 
 from divmon.errors import ConfigError, suggest, unknown
 from divmon.mitigations.checked import LeverSettings, need
+from divmon.mitigations.inrun import InRunSettings
 
 __all__ = [
     "BY",
@@ -98,6 +99,7 @@ SETTINGS: Mapping[str, type[LeverSettings]] = {
     "diversity_reward": DiversityRewardSettings,
     "gate": GateSettings,
     "entropy_band": EntropyBandSettings,
+    "resample": InRunSettings,
 }
 
 
