@@ -1,4 +1,4 @@
-"""For tests of resampling: sums with a critic who names the wrong digit and a writer who does what it is told: resampling without a model."""
+"""Resampling without a model: sums, a critic who names the wrong digit, a writer who does what it is told."""
 
 from __future__ import annotations
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from divmon.mitigations.diversity import clusters
@@ -47,9 +47,16 @@ def grouped(attempts: Iterable[Attempt]) -> list[list[Attempt]]:
 
 
 def needy(
-    attempts: Iterable[Attempt], settings: ResampleSettings, *, guided: Callable[[Probe], bool] = lambda probe: True
+    attempts: Iterable[Attempt],
+    settings: ResampleSettings,
+    *,
+    guided: Callable[[Probe], bool] = lambda probe: True,
+    served: Mapping[str, int] | None = None,
 ) -> list[Need]:
-    """The prompts that need extra samples, hardest first: lowest rate, then highest difficulty, then id.
+    """The prompts that need extra samples, hardest first: lowest rate, then highest difficulty.
+
+    Of those that are equally hard, the least often served come first, then those of the first id: else the same few
+    unsolvable ones would spend every budget.
 
     Without a mode: fewer than `min_correct` correct attempts, and at least one that is known to be wrong (an attempt of
     unknown quality is neither). With one: at least two attempts that are not known to be bad, in fewer than
@@ -59,6 +66,7 @@ def needy(
         attempts: Of any prompts, in any order.
         settings: See `ResampleSettings`.
         guided: Whether a prompt has what the variant shows (a gold answer, a worked solution).
+        served: In how many passes each prompt, by its id, has been served before.
 
     >>> from divmon.records import Probe
     >>> marks = {"easy": (1, 1, 1, 0), "half": (1, 0, 0, 0), "hard": (0, 0, 0, 0), "done": (1, 1, 1, 1)}
@@ -69,7 +77,10 @@ def needy(
     find = _wrong if settings.mode is None else _redundant
     found = [find(group, settings) for group in grouped(attempts)]
     needs = [need for need in found if need is not None and guided(need.probe)]
-    return sorted(needs, key=lambda need: (need.rate, -_difficulty(need.probe), need.probe.id))
+    before = served or {}
+    return sorted(
+        needs, key=lambda need: (need.rate, -_difficulty(need.probe), before.get(need.probe.id, 0), need.probe.id)
+    )
 
 
 def _difficulty(probe: Probe) -> float:

@@ -39,7 +39,8 @@ COUNTED = (
 class Resampler:
     """Finds needy prompts among attempts, has them criticised and refined, and keeps what passes every filter.
 
-    What it kept is remembered over passes, so that nothing is kept twice.
+    What it kept is remembered over passes, so that nothing is kept twice; and so is whom it served, so that equally
+    hard prompts take turns.
 
     Args:
         writer: Writes refinements, the policy as a rule.
@@ -74,6 +75,7 @@ class Resampler:
         self._dialogue = Dialogue(writer, critic, settings, Templates.of(templates))
         self._sieve = Sieve(settings, quality, feasible)
         self._kept: dict[str, list[str]] = {}
+        self._served: Counter[str] = Counter()
 
     def _check(self, feasible: Feasible | None) -> None:
         if self.critic is None and not uncritical(self.settings):
@@ -115,7 +117,7 @@ class Resampler:
     ) -> list[Refinement]:
         attempts = [self._judged(attempt, faults) for attempt in attempts]
         groups = grouped(attempts)
-        needs = needy(attempts, self.settings, guided=self._guided)
+        needs = needy(attempts, self.settings, guided=self._guided, served=self._served)
         served = allotted(needs, self.settings)
         counts.update(attempts=len(attempts), prompts=len(groups), needy=len(needs), served=len(served))
         known = self._known(served, groups)
@@ -127,6 +129,8 @@ class Resampler:
             found = self._dialogue.candidates(jobs, noise(key, step, number), counts=counts, faults=faults)
             if found is None:
                 break
+            if number == 0:
+                self._served.update(need.probe.id for need in served)
             accepted += self._sieve.sift(found, known, writer=self.writer, step=step, counts=counts, faults=faults)
         return accepted
 
@@ -166,9 +170,10 @@ class Resampler:
         ]
 
     def state(self) -> dict[str, Any]:
-        """What was kept so far, in plain JSON types, for a checkpoint."""
-        return {"kept": {key: list(texts) for key, texts in self._kept.items()}}
+        """What was kept so far, and how often prompts were served, in plain JSON types, for a checkpoint."""
+        return {"kept": {key: list(texts) for key, texts in self._kept.items()}, "served": dict(self._served)}
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Go on from what `state` gave, as if training had not been interrupted."""
         self._kept = {str(key): [str(text) for text in texts] for key, texts in dict(state.get("kept", {})).items()}
+        self._served = Counter({str(key): int(n) for key, n in dict(state.get("served", {})).items()})

@@ -81,6 +81,23 @@ def test_a_small_budget_goes_to_the_hardest() -> None:
     assert found.counts["needy"] == 5
 
 
+def test_equally_hard_prompts_take_turns() -> None:
+    class Helpless(Obeys):
+        def writes(self, prompt: str, key: int) -> str:
+            return "I give up"
+
+    writer = Helpless()
+    made = Resampler(writer, DigitCritic(), ResampleSettings(budget=16), quality=quality)
+    attempts = [attempt for i in range(5) for attempt in tries(probe(i), 0, 4)] + tries(probe(9, level=5), 0, 4)
+    for step in range(5):
+        made.resample(attempts, step=step, key=0)
+    served = [list(dict.fromkeys(prompt.splitlines()[0] for prompt in prompts)) for prompts, _, _ in writer.calls]
+    assert served == [[probe(9).text, probe(i).text] for i in range(5)]  # the hardest always, the others by turns
+    down = Resampler(writer, pairwise(lambda request: 1 / 0), ResampleSettings(), quality=quality)
+    down.resample(attempts, step=0, key=0)
+    assert down.state()["served"] == {}
+
+
 def test_a_shortcut_is_turned_away_and_the_rule_can_be_off() -> None:
     bare = Obeys()
     bare.writes = lambda prompt, key: "11 + 23 = 34"  # type: ignore[method-assign]
