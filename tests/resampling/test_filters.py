@@ -117,6 +117,8 @@ def test_needs_are_short_of_correct_ones_hardest_first_and_within_budget(
 def test_attempts_that_nobody_judged_are_neither_right_nor_wrong() -> None:
     p = probe(1)
     assert needy([Attempt(p, "a"), Attempt(p, "b", math.inf)], ResampleSettings()) == []
+    assert needy([Attempt(p, "a", 0.5), Attempt(p, "b", 0.7)], ResampleSettings()) == []  # good enough, both
+    assert needy([Attempt(p, "a", 0.5), Attempt(p, "b", 0.7)], ResampleSettings(good=0.6))[0].rate == 0.5
     (need,) = needy(
         [Attempt(p, "a"), Attempt(p, " ", 0.0), Attempt(p, "c", 0.0), Attempt(p, "C", 0.0)], ResampleSettings()
     )
