@@ -18,6 +18,7 @@ from divmon.resampling.serving import Serving
 from divmon.samplers.keyed import row_key
 from divmon.samplers.ranks import Ranks
 
+Kept = tuple[Learnt, Row]
 PATIENCE = 3  # steps within which the trainer must have read a batch
 
 
@@ -83,19 +84,20 @@ class InRun:
             return None
         firing = [cell.partition("/") for cell, state in observation.states.items() if state == "firing"]
         self._domains = tuple(domain for name, _, domain in firing if name in lever.alarms) or self._domains
-        found: Resampled | None = None
+        found: tuple[Resampled, list[Kept]] | None = None
         if self.ranks.main:
             with self.health.shield("mitigation", "resample"):
                 found = self._pass(observation)
         found = self.ranks.broadcast(found)
         if found is None:
             return None
-        fresh = self._learn(found, observation.step)
-        self._count(found, len(fresh))
+        resampled, kept = found
+        self._add(kept)
+        self._count(resampled, len(kept))
         self.serving.offer(strength=self.strength)
-        return replace(lever.event(_sentence(found, len(fresh))), step=observation.step)
+        return replace(lever.event(_sentence(resampled, len(kept))), step=observation.step)
 
-    def _pass(self, observation: Observation) -> Resampled | None:
+    def _pass(self, observation: Observation) -> tuple[Resampled, list[Kept]] | None:
         if self.resampler is None or observation.batch is None:
             return None
         attempts = _attempts(observation, self._domains)
@@ -106,27 +108,21 @@ class InRun:
             told = f"{fresh[why]} critiques could not be had: {why}"
             found = replace(found, failures=(*found.failures, told))
             self.health.failed("mitigation", f"resample: the critic: {why}", told)
-        return found
+        step = observation.step
+        learnt = [Learnt(r.probe.id, str(r.text), str(r.candidate.attempt.text), step) for r in found.accepted]
+        return found, self._prepared(learnt, "resample (rows)")
 
-    def _learn(self, found: Resampled, step: int) -> list[Learnt]:
-        """Make rows of what was accepted, on every rank or on none."""
-        fresh = [Learnt(r.probe.id, str(r.text), str(r.candidate.attempt.text), step) for r in found.accepted]
-        return self._add(fresh, "resample (rows)") if fresh else []
+    def _prepared(self, learnt: Sequence[Learnt], name: str) -> list[Kept]:
+        """What the trainer can learn, with its rows; nothing where they cannot be made."""
+        rows: Sequence[Row | None] = []
+        if learnt:
+            with self.health.shield("mitigation", name):
+                rows = prepare(self.serving.trainer, learnt, self.probes)
+        return [(item, row) for item, row in zip(learnt, rows, strict=False) if row is not None]
 
-    def _add(self, fresh: Sequence[Learnt], name: str) -> list[Learnt]:
-        rows: list[Row | None] | None = None
-        with self.health.shield("mitigation", name):
-            rows = prepare(self.serving.trainer, fresh, self.probes)
-        digests = self.ranks.gather(None if rows is None else [row is not None for row in rows])
-        if rows is None or any(digest != digests[0] for digest in digests):
-            if rows is not None:
-                why = "rows could not be made on every rank"
-                self.health.failed("mitigation", name, DivmonError(why))
-            return []
-        kept = [(item, row) for item, row in zip(fresh, rows, strict=True) if row is not None]
+    def _add(self, kept: Sequence[Kept]) -> None:
         self.learnt += [item for item, _ in kept]
         self.serving.add([row for _, row in kept])
-        return [item for item, _ in kept]
 
     def _count(self, found: Resampled, accepted: int) -> None:
         counts = {**{name: n for name, n in found.counts.items() if name != "accepted"}, "accepted": accepted}
@@ -145,8 +141,8 @@ class InRun:
     def restore(self, state: Mapping[str, Any]) -> None:
         """Go on from `state`; every rank must be here."""
         saved = [Learnt(**item) for item in state.get("learnt", ())]
-        if saved and len(self._add(saved, "resample (resume)")) != len(saved):
-            raise DivmonError("some refinements of the run that resumes cannot be made into rows any more")
+        kept = self.ranks.broadcast(self._prepared(saved, "resample (resume)") if self.ranks.main else [])
+        self._add(kept)
         self.serving.restore(state.get("serving", {}))
         self.serving.served = int(state.get("served", 0))
         self.strength = self.serving.now.strength
@@ -155,6 +151,8 @@ class InRun:
         self._domains = tuple(state.get("domains", ()))
         if self.resampler is not None and "resampler" in state:
             self.resampler.restore(state["resampler"])
+        if len(kept) < len(saved):
+            raise DivmonError("some refinements of the run that resumes cannot be made into rows any more")
 
     def detach(self) -> None:
         """Leave the data set as it was found."""

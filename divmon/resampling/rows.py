@@ -73,12 +73,12 @@ def check(trainer: Any) -> None:
             f"{type(rows).__name__}. Streams are read ahead, so that refinements would come much too late: load the "
             "data in whole."
         )
-    _check_options(trainer)
     if not columns_of(trainer):
         raise ConfigError(
             f"resample knows the rows of TRL's SFTTrainer and DPOTrainer; those of {kind} have the columns "
             f"{sorted(rows.column_names)}."
         )
+    _check_options(trainer)
     if args.dataloader_num_workers > 0:
         raise ConfigError(
             f"dataloader_num_workers={args.dataloader_num_workers}: worker processes hold copies of the data made when "
@@ -120,7 +120,7 @@ def _check_options(trainer: Any) -> None:
 def prepare(trainer: Any, learnt: Sequence[Learnt], probes: Mapping[str, Probe]) -> list[Row | None]:
     """A row for each of `learnt`, made by the trainer's own preparation; None for one that it drops.
 
-    Every rank must call it: the trainer's preparation waits for all of them.
+    One rank may call it alone.
 
     Args:
         trainer: An SFT or DPO trainer that `check` has passed.
@@ -174,7 +174,8 @@ def _by_trainer(trainer: Any, rows: list[dict[str, Any]]) -> list[dict[str, Any]
     given += ("refinements",) if columns_of(trainer) == DPO_COLUMNS else (False, None, "refinements")
     disable_progress_bar()
     try:
-        return list(trainer._prepare_dataset(*given))
+        with compat.without_waiting():
+            return list(trainer._prepare_dataset(*given))
     finally:
         if shown:
             enable_progress_bar()
