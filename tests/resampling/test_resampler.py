@@ -153,15 +153,15 @@ def test_interactive_goes_in_rounds_until_one_is_accepted() -> None:
     class Slow(Obeys):
         def writes(self, prompt: str, key: int) -> str:
             asked.append(prompt)
-            p, patience = (easy, 2) if easy.text in prompt else (hard, 99)
+            p, patience = (easy, 3) if easy.text in prompt else (hard, 99)
             n = sum(p.text in before for before in asked)
             return right(p, n) if n >= patience else wrong(p, 50 + n)
 
     attempts = tries(easy, 0, 2) + tries(hard, 0, 2)
     found, critic, writer = run(attempts, writer=Slow(), variant="interactive", reveal=True, most=5)
     assert [made.probe.id for made in found.accepted] == [easy.id]
-    assert [len(requests) for requests, _ in critic.calls] == [2, 2, 1, 1, 1]
-    assert [len(prompts) for prompts, _, _ in writer.calls] == [2, 2, 1, 1, 1]
+    assert [len(requests) for requests, _ in critic.calls] == [2, 2, 2, 1, 1]
+    assert [len(prompts) for prompts, _, _ in writer.calls] == [2, 2, 2, 1, 1]
     assert len({key for _, key in critic.calls}) == 5
     targets = [
         request.attempt.text for requests, _ in critic.calls for request in requests if request.attempt.probe is hard
@@ -169,6 +169,7 @@ def test_interactive_goes_in_rounds_until_one_is_accepted() -> None:
     assert targets == [wrong(hard, i) for i in (1, 2, 1, 2, 1)]  # each round starts from what was first tried
     assert not any(wrong(hard, 51) in prompt for prompt in asked)
     assert found.accepted[0].candidate.variant == "interactive"
+    assert (found.accepted[0].candidate.attempt.text, found.accepted[0].candidate.number) == (wrong(easy, 1), 1)
 
 
 @pytest.mark.parametrize("mode", ["combinational", "exploratory", "transformational"])
