@@ -146,6 +146,12 @@ def test_a_prompt_without_a_worked_solution_has_no_rationale() -> None:
     assert found.counts["needy"] == 1
 
 
+@pytest.mark.parametrize(("variant", "needy"), [("answer", 1), ("interactive", 1), ("critique", 2)])
+def test_a_prompt_without_gold_gets_no_variant_that_shows_it(variant: str, needy: int) -> None:
+    attempts = tries(probe(1), 0, 2) + tries(replace(probe(2), gold=None), 0, 2)
+    assert run(attempts, variant=variant, reveal=True)[0].counts["needy"] == needy
+
+
 def test_interactive_goes_in_rounds_until_one_is_accepted() -> None:
     easy, hard = probe(1), probe(2)
     asked: list[str] = []
