@@ -17,6 +17,7 @@ from divmon.mitigations.resample import ResampleSettings
 from divmon.records import Probe
 from divmon.resampling.base import Attempt, Candidate, Refinement
 from divmon.resampling.lineage import Lineage
+from divmon.resampling.prompts import shortened
 from divmon.resampling.resampler import COUNTED, Resampler
 
 ATTEMPTS = tries(probe(1), 0, 3) + tries(probe(2), 1, 3)
@@ -105,6 +106,17 @@ def test_one_bad_critique_costs_only_itself() -> None:
     found = Resampler(Obeys(), critic, ResampleSettings(), quality=quality).resample(ATTEMPTS, step=1, key=0)
     assert {made.probe.id for made in found.accepted} == {"sum-002"}
     assert (found.counts["critiques"], found.counts["uncriticised"]) == (2, 2)
+
+
+def test_huge_critiques_are_cut_and_huge_refinements_are_of_no_use() -> None:
+    critic, writer = DigitCritic(), Obeys()
+    critic.says = lambda request: "It is off by 1. " + "x" * 1_000_000  # type: ignore[method-assign]
+    texts = [right(probe(1)), right(probe(1)) + " " * 300_000, None]
+    writer.writes = lambda prompt, key: texts[key % 3]  # type: ignore[method-assign]
+    found = Resampler(writer, critic, ResampleSettings(), quality=quality).resample(ATTEMPTS[:3], step=1, key=0)
+    assert [made.text for made in found.accepted] == texts[:1]
+    assert found.accepted[0].candidate.critique == shortened(critic.says(None))  # type: ignore[arg-type]
+    assert found.counts["unfinished"] == sum(key % 3 > 0 for key in writer.calls[0][2])
 
 
 def test_a_critic_that_fails_in_a_later_round_leaves_what_was_accepted() -> None:
