@@ -179,6 +179,15 @@ def test_every_template_fills_every_field_it_names() -> None:
     assert filled("{a}{b}", {"a": "{b}", "b": "\\1\\g<0>"}) == "{b}\\1\\g<0>"
 
 
+def test_a_teacher_without_a_gold_answer_is_a_critic() -> None:
+    told, untold = (Attempt(Probe("a", "Q", gold=gold), "TRY") for gold in ("34", None))
+    plain = request(untold, [], Templates(), creative=False, reveal=False).prompt
+    assert request(untold, [], Templates(), creative=False, reveal=True).prompt == plain
+    assert request(told, [], Templates(), creative=False, reveal=False).prompt == plain
+    assert request(told, [], Templates(), creative=False, reveal=True).prompt != plain
+    assert "34" not in request(told, [], Templates(), creative=True, reveal=True).prompt
+
+
 def test_long_texts_are_cut_in_the_middle_but_never_the_question() -> None:
     long = "x" * 100_000
     attempt = Attempt(Probe("a", "Q" * 50_000), "begin" + long + "end")
