@@ -109,8 +109,7 @@ def start_resampling(plan: Plan, trainer: Any, session: Session, found: Mapping[
         return None
     given = cast(InRunSettings, plan.levers["resample"])
     settings = given if given.good is not None else replace(given, good=plan.settings.correct_at)
-    quality = judged_by(plan.lenses.quality, session.probes)
-    if quality is None and settings.mode is None:
+    if judged_by(plan.lenses.quality, session.probes) is None and settings.mode is None:
         raise ConfigError(
             "resample must know which completions are correct: pass quality=f(probe, completion), or probes with gold "
             "answers. Where nothing is right or wrong, set `mode` (for example {resample: {mode: combinational}})."
@@ -118,22 +117,35 @@ def start_resampling(plan: Plan, trainer: Any, session: Session, found: Mapping[
     serving = Serving(trainer, columns_of(trainer), share=settings.share, health=session.health)
     resampler = None
     if session.ranks.main:
-        tokenizer = compat.tokenizer_of(found.get("processing_class"))
-        own: dict[str, Any] = {"chat_options": compat.chat_options(trainer), "batch_size": plan.settings.batch_size}
-        policy = ModelWriter(found["model"], tokenizer, max_new_tokens=session.decoding.max_new_tokens, **own)
-        longer = ModelWriter(found["model"], tokenizer, max_new_tokens=compat.completion_cap(trainer, CRITIQUE), **own)
-        critic = as_critic(plan.critic, policy=longer)
-        history = session.monitor.history
-        lineage = None if history is None else Lineage(history.path / LINEAGE)
-        if lineage is not None and trainer.state.global_step > 0:
-            with session.health.shield("disk", str(lineage.path)):
-                lineage.rewind(trainer.state.global_step)
-        writer = plan.settings.writer or policy
-        health = session.health
-        resampler = Resampler(writer, critic, settings, quality=quality, lineage=lineage, health=health)
+        with session.health.shield("mitigation", "resample"):
+            resampler = _resampler(plan, settings, trainer, session, found)
     serving.attach(found.get("train_dataloader"))
     key = session.decoding.key
     return InRun(serving, session.probes, resampler=resampler, health=session.health, ranks=session.ranks, key=key)
+
+
+def _resampler(
+    plan: Plan, settings: InRunSettings, trainer: Any, session: Session, found: Mapping[str, Any]
+) -> Resampler:
+    """Who finds needy prompts and has them refined; only rank 0 has one."""
+    tokenizer = compat.tokenizer_of(found.get("processing_class"))
+    own: dict[str, Any] = {"chat_options": compat.chat_options(trainer), "batch_size": plan.settings.batch_size}
+    policy = ModelWriter(found["model"], tokenizer, max_new_tokens=session.decoding.max_new_tokens, **own)
+    longer = ModelWriter(found["model"], tokenizer, max_new_tokens=compat.completion_cap(trainer, CRITIQUE), **own)
+    history, lineage = session.monitor.history, None
+    if history is not None:
+        lineage = Lineage(history.path / LINEAGE)
+        if trainer.state.global_step > 0:
+            with session.health.shield("disk", str(lineage.path)):
+                lineage.rewind(trainer.state.global_step)
+    return Resampler(
+        plan.settings.writer or policy,
+        as_critic(plan.critic, policy=longer),
+        settings,
+        quality=judged_by(plan.lenses.quality, session.probes),
+        lineage=lineage,
+        health=session.health,
+    )
 
 
 def foretell(session: Session, *, steps: int) -> None:

@@ -19,6 +19,8 @@ from divmon.samplers.keyed import row_key
 from divmon.samplers.ranks import Ranks
 
 Kept = tuple[Learnt, Row]
+SHOWN = ("needy", "critiques", "refinements", "accepted")  # curves from the first pass on; others when there are any
+MENTIONED = 3  # filters, by what they turned away
 PATIENCE = 3  # steps within which the trainer must have read a batch
 
 
@@ -127,7 +129,8 @@ class InRun:
     def _count(self, found: Resampled, accepted: int) -> None:
         counts = {**{name: n for name, n in found.counts.items() if name != "accepted"}, "accepted": accepted}
         for name, n in counts.items():
-            self.totals[name] = self.totals.get(name, 0.0) + float(n)
+            if n or name in SHOWN:
+                self.totals[name] = self.totals.get(name, 0.0) + float(n)
         self.health.counts.update({f"resample_{name}": n for name, n in self.totals.items()})
 
     def state(self) -> dict[str, Any]:
@@ -198,4 +201,7 @@ def _sentence(found: Resampled, accepted: int) -> str:
     of = "" if written is None else f" of {written} written"
     whom = "" if needy is None else f" for {needy} needy prompt{'' if needy == 1 else 's'}"
     failed = f" ({len(found.failures)} failures: {found.failures[0]})" if found.failures else ""
-    return f"{accepted} refinement{'' if accepted == 1 else 's'} accepted{of}{whom}.{failed}"
+    turned = sorted(((n, name) for name, n in counts.items() if name.startswith("not_") and n), reverse=True)
+    lost = ", ".join(f"{n} {name}" for n, name in turned[:MENTIONED]).replace("_", " ")
+    why = f" Turned away: {lost}." if lost else ""
+    return f"{accepted} refinement{'' if accepted == 1 else 's'} accepted{of}{whom}.{why}{failed}"
