@@ -11,7 +11,7 @@ from divmon import compat
 from divmon.errors import ConfigError
 from divmon.records import Message, Probe
 
-SFT_COLUMNS = ("input_ids", "labels")
+MASKS = ("labels", "completion_mask", "assistant_masks")  # TRL makes labels of the masks since 1.8, before it batches
 DPO_COLUMNS = ("prompt_ids", "chosen_ids", "rejected_ids")
 _INDEX = "divmon_index"
 _CARRIED = ("tools", "chat_template_kwargs")  # columns that TRL reads beside the prompt
@@ -46,8 +46,8 @@ def columns_of(trainer: Any) -> tuple[str, ...]:
     known = set(getattr(trainer.train_dataset, "column_names", None) or ())
     if not hasattr(trainer, "_prepare_dataset"):
         return ()
-    if hasattr(trainer, "completion_only_loss") and known >= set(SFT_COLUMNS):
-        return SFT_COLUMNS
+    if hasattr(trainer, "completion_only_loss") and "input_ids" in known:
+        return ("input_ids", *(name for name in MASKS if name in known))
     return DPO_COLUMNS if known >= set(DPO_COLUMNS) else ()
 
 
@@ -99,7 +99,9 @@ def _check_options(trainer: Any) -> None:
             "packing=True joins several prompts into a row, so no row can give way to a refinement. Set packing=False "
             "(padding_free=True saves the padding too)."
         )
-    if getattr(trainer, "_formatting_func", None) is not None:
+    field = getattr(args, "dataset_text_field", "text") or "text"
+    written = field in columns and bool({"prompt", "messages"} & columns)  # all that older versions show of it
+    if written if not hasattr(trainer, "_skip_prepare_dataset") else getattr(trainer, "_formatting_func", None):
         raise ConfigError(
             "formatting_func writes the rows, and divmon cannot write refinements with it. Apply it to your data "
             "first, or give the trainer 'prompt' and 'completion' columns."
@@ -109,7 +111,7 @@ def _check_options(trainer: Any) -> None:
             "precompute_ref_log_probs=True computes the reference's log-probabilities before training, and refinements "
             "are written later. Set precompute_ref_log_probs=False."
         )
-    texts = {"prompt", "messages", getattr(args, "dataset_text_field", "text") or "text"}
+    texts = {"prompt", "messages", field}
     if getattr(trainer, "_skip_prepare_dataset", False) or ("input_ids" in columns and not texts & columns):
         raise ConfigError(
             "The training data was tokenised before it came to the trainer, so divmon cannot know how a completion is "

@@ -16,7 +16,7 @@ import numpy as np
 
 from divmon.errors import DivmonError
 from divmon.health import Health
-from divmon.resampling.rows import DPO_COLUMNS, Row
+from divmon.resampling.rows import DPO_COLUMNS, MASKS, Row
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,8 +169,11 @@ class Serving:
         """The tokens of the prompt: what comes before the first one with a loss. Empty where all have one."""
         if self.columns == DPO_COLUMNS:
             return tuple(row["prompt_ids"])
-        labels = row["labels"]
-        start = next((i for i, label in enumerate(labels) if label != -100), 0)
+        name = next((name for name in MASKS if name in self.columns), None)
+        if name is None:
+            return ()
+        idle = -100 if name == "labels" else 0
+        start = next((i for i, mark in enumerate(row[name]) if mark != idle), 0)
         return tuple(row["input_ids"][:start])
 
 

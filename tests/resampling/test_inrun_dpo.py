@@ -189,7 +189,8 @@ def test_rows_of_every_form_are_those_that_the_trainer_makes(tiny: Any, kind: st
     then = {"share": 1.0, "novelty": 0.0}
     story = running.train(make, tmp_path / "run", then=then, watched={"probes": probes}, max_steps=6)
     answers = {p: running.answer(p) for p in tiny.PROMPTS}
-    known = {tuple(row["input_ids"]): row["labels"] for row in make(tmp_path, answers=answers).train_dataset}
+    made = make(tmp_path, answers=answers)
+    known = {tuple(row["input_ids"]): made.data_collator([row])["labels"][0].tolist() for row in made.train_dataset}
     batch = story.seen[5][0]
     for ids, labels, mask in zip(*(batch[n] for n in ("input_ids", "labels", "attention_mask")), strict=True):
         row = tuple(i for i, kept in zip(ids, mask, strict=True) if kept)

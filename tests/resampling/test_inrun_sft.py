@@ -18,6 +18,7 @@ from trl import SFTConfig, SFTTrainer
 
 import divmon
 from divmon.resampling.critics import FunctionCritic
+from divmon.resampling.lineage import Lineage
 
 pytestmark = pytest.mark.trainer
 
@@ -34,7 +35,7 @@ def by_trl(tiny: Any, out: Path, rows: list[dict[str, Any]], **more: Any) -> dic
         model=tiny.gpt2(), args=SFTConfig(**tiny.arguments(out, **more)), train_dataset=Dataset.from_list(rows),
         processing_class=tiny.tokenizer(),
     )  # fmt: skip
-    return {tuple(row["input_ids"]): row["labels"] for row in made.train_dataset}
+    return {tuple(row["input_ids"]): made.data_collator([row])["labels"][0].tolist() for row in made.train_dataset}
 
 
 def test_accepted_refinements_are_in_the_batches_of_the_loss(tiny: Any, story: Any, tmp_path: Path) -> None:
@@ -173,3 +174,25 @@ def test_a_share_of_the_rows_of_other_prompts_gives_way(tiny: Any, tmp_path: Pat
         max_steps=24,
     )  # fmt: skip
     assert again.seen == story.seen
+
+
+def test_the_policy_criticises_and_refines_itself(tiny: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No scribe: with a judge of whims, even an untrained model writes something that is accepted."""
+    small = tiny.gpt2
+
+    def roomy(**_: Any) -> Any:
+        model = small()
+        config = type(model.config)(**{**model.config.to_dict(), "n_positions": 1024})
+        return type(model)(config)
+
+    monkeypatch.setattr(tiny, "gpt2", roomy)
+    then = {"logprob": None, "novelty": 0.0, "overlap": 1.0, "shortcut": False, "min_correct": 2}
+    watched = {"writer": None, "critic": "policy", "quality": lambda probe, text: float(sum(map(ord, text)) % 2)}
+    story = running.train(tiny.sft, tmp_path, then=then, watched=watched, max_steps=6)
+    kept = Lineage.read(tmp_path / "divmon" / "lineage.jsonl")
+    assert kept
+    assert {made.candidate.writer for made in kept} == {made.candidate.critic for made in kept} == {"policy"}
+    known = by_trl(tiny, tmp_path, [{"prompt": made.probe.prompt, "completion": made.text} for made in kept])
+    rows = {step: running.rows_of(batches, 0) for step, batches in story.seen.items()}
+    assert not any(row in known for step in (1, 2, 3) for row in rows[step])
+    assert any(row in known for step in (4, 5, 6) for row in rows[step])
