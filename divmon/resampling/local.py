@@ -167,10 +167,10 @@ def _written(writer: Writer, prompts: Sequence[Prompt], temperature: float, key:
     return [critique_of(text) for text in texts]
 
 
-def _model_name(model: str | os.PathLike[str]) -> str:
+def _model_name(model: str | os.PathLike[str], what: str = "critic") -> str:
     """A Hub name or folder; what looks like a folder must hold a model."""
     if not isinstance(model, (str, os.PathLike)) or not str(model).strip():
-        raise ConfigError("A critic's `model` is a name, a folder, or a pair (model, tokenizer).")
+        raise ConfigError(f"A {what}'s `model` is a name, a folder, or a pair (model, tokenizer).")
     name = os.path.expanduser(os.fspath(model))
     folder = Path(name)
     if folder.is_dir():
@@ -181,12 +181,29 @@ def _model_name(model: str | os.PathLike[str]) -> str:
     return name
 
 
-def _load(name: str, device: str | None) -> tuple[Any, Any]:
+def load_writer(model: Any, *, max_new_tokens: int, device: str | None = None) -> ModelWriter:
+    """A writer from a folder, a Hub name, or (model, tokenizer); loaded as `ModelCritic` loads.
+
+    Raises:
+        ConfigError: It is none of these, or the model cannot be loaded.
+
+    Source: transformers, AutoModelForCausalLM.
+    """
+    from divmon.resampling.writers import ModelWriter
+
+    if not isinstance(model, tuple):
+        model = _load(_model_name(model, "writer"), device, "writer")
+    if len(model) != 2:
+        raise ConfigError("A writer is a name, a folder, or a pair (model, tokenizer).")
+    return ModelWriter(*model, max_new_tokens=max_new_tokens)
+
+
+def _load(name: str, device: str | None, what: str = "critic") -> tuple[Any, Any]:
     """Model and tokenizer; the random streams are left as they were."""
     try:
         library = importlib.import_module("transformers")
     except ImportError as error:
-        raise MissingDependency("A model as critic needs Transformers: pip install transformers") from error
+        raise MissingDependency(f"A model as {what} needs Transformers: pip install transformers") from error
     import torch
 
     from divmon.samplers.guard import same_streams
@@ -203,7 +220,7 @@ def _load(name: str, device: str | None) -> tuple[Any, Any]:
             model.to(device).eval().requires_grad_(False)
     except Exception as error:
         raise ConfigError(
-            f"Cannot load the critic {name!r}: {error} Give the folder of a causal language model saved as safetensors "
+            f"Cannot load the {what} {name!r}: {error} Give the folder of a causal language model saved as safetensors "
             "with its tokenizer, or its name on the Hub; or pass (model, tokenizer)."
         ) from error
     if report.get("missing_keys"):
