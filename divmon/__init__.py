@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from divmon.records import Measurement, Observation, Probe, SampleBatch
     from divmon.samplers.file import read_completions
     from divmon.settings import Settings
+    from divmon.widening.engine import widen
 
 __version__ = "0.1.0"
 
@@ -42,12 +43,14 @@ _HOME = {
     "ProbeSet": "probes",
     "Rule": "alarms",
     "SampleBatch": "records",
+    "SelfTraining": "selftraining",
     "Settings": "settings",
     "divpo_pairs": "mitigations",
     "measure": "measuring",
     "read_completions": "samplers.file",
     "replay": "monitor",
     "watch": "attach",
+    "widen": "widening.engine",
 }
 __all__ = [
     "METRICS",
@@ -63,12 +66,14 @@ __all__ = [
     "ProbeSet",
     "Rule",
     "SampleBatch",
+    "SelfTraining",
     "Settings",
     "divpo_pairs",
     "measure",
     "read_completions",
     "replay",
     "watch",
+    "widen",
 ]
 
 

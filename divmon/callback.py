@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Mapping
 from typing import Any, Literal, Unpack
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
@@ -14,8 +15,10 @@ from divmon.errors import ConfigError
 from divmon.health import Health
 from divmon.levers.board import Board, check_levers
 from divmon.levers.rollback import Rollback
-from divmon.opening import foretell, run_folder, saved_state, start
-from divmon.records import LEVERS, ROLLBACK, Action
+from divmon.opening import foretell, run_folder, saved_state, start, start_resampling
+from divmon.records import LEVERS, ROLLBACK, Action, LeverEvent, Observation
+from divmon.resampling import rows
+from divmon.resampling.inrun import InRun
 from divmon.samplers.guard import same_streams
 from divmon.samplers.ranks import Ranks
 from divmon.session import Session
@@ -48,6 +51,7 @@ class DiversityCallback(TrainerCallback):  # type: ignore[misc]
         self.trainer: Any = None
         self.session: Session | None = None
         self.board: Board | None = None  # levers that rules ask for
+        self.resampling: InRun | None = None  # one of them, which works at evaluations too
         self.catches_stop = False  # whether somebody around train() catches StopTraining
         self._asked: set[str] = set()  # "save", until a checkpoint is written, and "stop"
         self._boundary = Health(strict=self.plan.settings.strict)
@@ -89,7 +93,7 @@ class DiversityCallback(TrainerCallback):  # type: ignore[misc]
         session.last_step = ranks.broadcast(session.last_step)
         self.session = session
         with self._boundary.shield("monitor", "start"), same_streams():
-            self._raise_board(session, state)
+            self._raise_board(session, state, kwargs)
             self._raise_rollback(session, args, state)
             if session.last_step < 0:  # a resumed run has its baseline, and its cadence
                 self._evaluate(state)
@@ -179,18 +183,21 @@ class DiversityCallback(TrainerCallback):  # type: ignore[misc]
         board.apply(session.book)
         saved_state(state)["book"] = session.book.to_json()
 
-    def _raise_board(self, session: Session, state: TrainerState) -> None:
+    def _raise_board(self, session: Session, state: TrainerState, found: Mapping[str, Any]) -> None:
         """Put the levers in place, as they stood where the run resumes."""
         if session.book is None:
             return
         lenses = self.plan.lenses
+        self.resampling = start_resampling(self.plan, self.trainer, session, found)
         self.board = Board(
             self.trainer,
             self.plan.levers,
             health=session.health,
             correct_at=lenses.correct_at,
             classifier=lenses.classifier,
+            more={} if self.resampling is None else {"resample": self.resampling},
         )
+        session.act = self._act
         if state.global_step > 0:
             self.board.restore(saved_state(state).get("levers", {}))
         self.board.apply(session.book)
@@ -208,9 +215,20 @@ class DiversityCallback(TrainerCallback):  # type: ignore[misc]
             session.rollback.restore(saved_state(state).get(ROLLBACK, {}), int(state.global_step))
             session.take_back()
 
+    def _act(self, observation: Observation) -> tuple[LeverEvent, ...]:
+        """Set the levers, and let the one that works at evaluations do so, unless no batch is left to serve."""
+        session, board, resampling = self.session, self.board, self.resampling
+        if session is None or session.book is None or board is None:
+            return ()
+        board.apply(session.book)
+        if resampling is None or observation.step >= self.trainer.state.max_steps:
+            return ()
+        found = resampling.evaluate(observation, session.book.levers["resample"])
+        return () if found is None else (found,)
+
     def _close(self) -> None:
         session, self.session = self.session, None
-        board, self.board = self.board, None
+        board, self.board, self.resampling = self.board, None, None
         if board is not None:
             board.detach()
         if session is not None:
@@ -219,7 +237,7 @@ class DiversityCallback(TrainerCallback):  # type: ignore[misc]
 
     def _check(self, args: TrainingArguments) -> None:
         """Refuse, before the first step, what only shows when training starts."""
-        check_levers(self.plan.levers, self.trainer)
+        check_levers(self.plan.levers, self.trainer, {"resample": rows.check})
         going_back = self.plan.rollback
         if going_back is not None:
             Rollback.check(self.trainer, going_back)

@@ -5,10 +5,11 @@ Each function says when its reason goes away.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from types import FrameType
 from typing import Any
 
@@ -124,6 +125,22 @@ def is_conversational(rows: Any) -> bool:
 def rereadable(rows: Any) -> bool:
     """Whether a trainer's data set surely starts anew each time: it has a length, or is a stream of `datasets`."""
     return hasattr(rows, "__len__") or hasattr(rows, "column_names")
+
+
+@contextlib.contextmanager
+def without_waiting() -> Iterator[None]:
+    """Inside, this process waits for no other: for one rank that runs code of trainers in which all ranks would meet.
+
+    Accelerate's states share one dictionary, in which an attribute goes before the method of that name.
+    """
+    from accelerate import PartialState
+
+    shared: dict[str, Any] = PartialState().__dict__
+    shared["wait_for_everyone"] = lambda: None
+    try:
+        yield
+    finally:
+        del shared["wait_for_everyone"]
 
 
 def refuse_sharding(trainer: Any) -> None:

@@ -15,8 +15,10 @@ from divmon.metrics.base import Judges, Metric
 from divmon.metrics.discovery import named_classifier
 from divmon.metrics.structure import build_classifier
 from divmon.mitigations import LeverSettings, RollbackSettings, lever_settings, rollback_settings
+from divmon.mitigations.inrun import InRunSettings
 from divmon.monitor import Lenses
 from divmon.probes import PACKS, ProbeSet
+from divmon.resampling.critics import as_critic
 from divmon.settings import Settings
 from divmon.sinks import Sink, as_sink
 
@@ -34,6 +36,7 @@ class Plan:
     default_sinks: bool = True
     levers: Mapping[str, LeverSettings] = field(default_factory=dict)
     rollback: RollbackSettings | None = None
+    critic: Any = None
 
 
 def plan(settings: Settings) -> Plan:
@@ -51,7 +54,8 @@ def plan(settings: Settings) -> Plan:
     sinks = tuple(as_sink(sink) for sink in named if sink != "default")
     shown = "default" in named
     levers, rollback = lever_settings(rules), rollback_settings(rules)
-    return Plan(settings, probes, metrics, rules, lenses, sinks, default_sinks=shown, levers=levers, rollback=rollback)
+    acting = {"levers": levers, "rollback": rollback, "critic": _critic(settings, levers)}
+    return Plan(settings, probes, metrics, rules, lenses, sinks, default_sinks=shown, **acting)
 
 
 def check_domains(rules: Iterable[Rule] | RuleSet, probes: ProbeSet) -> None:
@@ -194,6 +198,23 @@ def _lenses(settings: Settings) -> Lenses:
         classifier_name=_classifier_name(settings.formats),
         judges=judges,
     )
+
+
+def _critic(settings: Settings, levers: Mapping[str, LeverSettings]) -> Any:
+    """What `as_critic` makes a critic of, looked up and tried as far as it can be without a model."""
+    lever = levers.get("resample")
+    if not isinstance(lever, InRunSettings):
+        for name in ("critic", "writer"):
+            if getattr(settings, name) is not None:
+                raise ConfigError(f"{name}= would have no effect: no alarm lists resample in `then`.")
+        return None
+    writer = settings.writer
+    if writer is not None and not all(hasattr(writer, name) for name in ("name", "write", "logprob")):
+        raise ConfigError(f"writer= must have `name`, `write` and `logprob`, which {type(writer).__name__} has not.")
+    spec = lever.critic if settings.critic is None else settings.critic
+    if isinstance(spec, str) and ":" in spec and "://" not in spec and not spec.startswith("model:"):
+        spec = _named_function("critic", spec)
+    return spec if spec == "policy" else as_critic(spec)
 
 
 def _classifier_name(formats: Any) -> str:

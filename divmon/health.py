@@ -23,6 +23,7 @@ class Health:
 
     Attributes:
         opening: Before the first training step: what the user asked for and cannot be had (a `ConfigError`) passes.
+        counts: Other numbers that belong beside the failures: what mitigations have done so far.
 
     >>> health = Health()
     >>> with health.shield("sink", "wandb"):
@@ -36,6 +37,7 @@ class Health:
         self.opening = True
         self.failures: dict[str, int] = dict.fromkeys(PARTS, 0)
         self.seconds = 0.0
+        self.counts: dict[str, float] = {}
         self._reported: set[tuple[str, str]] = set()
 
     @contextlib.contextmanager
@@ -82,4 +84,4 @@ class Health:
 
     def row(self) -> dict[str, float]:
         """Every counter, as floats."""
-        return {f"{part}_failures": float(n) for part, n in self.failures.items()}
+        return {**{f"{part}_failures": float(n) for part, n in self.failures.items()}, **self.counts}

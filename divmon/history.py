@@ -243,7 +243,7 @@ class History:
             _write_whole(self._completions(value.step), "".join(_dumps(row) + "\n" for row in batch_rows(batch)))
         line = (_dumps(value) + "\n").encode("ascii")
         with (self.path / "history.jsonl").open("a+b") as file:
-            complete = _complete_bytes(file)
+            complete = complete_bytes(file)
             # what a kill has torn goes, and so does what an earlier attempt at this very line has left
             self._retry_at = complete if self._retry_at is None else min(complete, self._retry_at)
             file.truncate(self._retry_at)
@@ -322,7 +322,7 @@ class History:
             raise HistoryError(f"{path} is damaged ({type(error).__name__}: {error}).") from error
 
 
-def _complete_bytes(file: BinaryIO) -> int:
+def complete_bytes(file: BinaryIO) -> int:
     """Bytes of `file` up to the end of its last complete line."""
     end = file.seek(0, os.SEEK_END)
     while end:

@@ -160,7 +160,8 @@ class Monitor:
         self._last = measurements
         self._record(Evaluation(batch.step, measurements, events, row, verdicts, self._restored), batch)
         states, baseline = dict(self.alarms.states), context.reference.batch
-        return Observation(batch.step, measurements, events, actions, states, row, batch, baseline, verdicts)
+        found = Observation(batch.step, measurements, events, actions, states, row, batch, baseline, verdicts)
+        return replace(found, quality=context.quality)
 
     def _confirm(
         self, batch: SampleBatch, measurements: Sequence[Measurement], draw: Draw | None, *, first: bool

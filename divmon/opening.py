@@ -5,21 +5,30 @@ from __future__ import annotations
 import logging
 import shutil
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from divmon import compat, rollouts
 from divmon.alarms import dump_rules
 from divmon.alarms.planning import brief
 from divmon.config import Plan, fit
 from divmon.confirming import FACTOR, JOURNAL
-from divmon.errors import DivmonError, ProbeError
+from divmon.errors import ConfigError, DivmonError, ProbeError
 from divmon.health import Health
 from divmon.history import History
 from divmon.mitigations import LeverBook
+from divmon.mitigations.inrun import InRunSettings
 from divmon.monitor import Monitor
 from divmon.probes import ProbeSet
+from divmon.resampling.critics import as_critic
+from divmon.resampling.inrun import InRun, judged_by
+from divmon.resampling.lineage import Lineage
+from divmon.resampling.resampler import Resampler
+from divmon.resampling.rows import columns_of
+from divmon.resampling.serving import Serving
+from divmon.resampling.writers import ModelWriter
 from divmon.samplers.generate import GenerateSampler
 from divmon.samplers.ranks import Ranks
 from divmon.samplers.rewards import TrainerRewards
@@ -31,6 +40,8 @@ from divmon.sinks.trackio import open_run
 
 log = logging.getLogger("divmon")
 FORETELL = 8.0  # seconds that may be spent before training on saying what alarms will find
+CRITIQUE = 256  # tokens of a critique that the policy writes, at most
+LINEAGE = "lineage.jsonl"  # beside the history
 STATE_KEY = "divmon"  # in TrainerState.stateful_callbacks; not a class name, so that nothing is re-instantiated
 
 
@@ -80,6 +91,61 @@ def start(plan: Plan, trainer: Any, *, model: Any, processing_class: Any) -> Ses
             rollouts.record(session.rollouts, path, step=trainer.state.global_step if session.last_step >= 0 else 0)
         _announce(session, plan, trainer)
     return session
+
+
+def start_resampling(plan: Plan, trainer: Any, session: Session, found: Mapping[str, Any]) -> InRun | None:
+    """The lever `resample` of a session, standing in the data that the trainer's loader reads; None if no rule asks.
+
+    Args:
+        plan: Of the run.
+        trainer: The trainer, which `divmon.resampling.rows.check` has passed.
+        session: Of the run.
+        found: What the trainer hands its callbacks: its loader, model and tokenizer.
+
+    Raises:
+        ConfigError: Nothing judges completions, or there is no such critic.
+    """
+    if "resample" not in plan.levers:
+        return None
+    given = cast(InRunSettings, plan.levers["resample"])
+    settings = given if given.good is not None else replace(given, good=plan.settings.correct_at)
+    if judged_by(plan.lenses.quality, session.probes) is None and settings.mode is None:
+        raise ConfigError(
+            "resample must know which completions are correct: pass quality=f(probe, completion), or probes with gold "
+            "answers. Where nothing is right or wrong, set `mode` (for example {resample: {mode: combinational}})."
+        )
+    serving = Serving(trainer, columns_of(trainer), share=settings.share, health=session.health)
+    resampler = None
+    if session.ranks.main:
+        with session.health.shield("mitigation", "resample"):
+            resampler = _resampler(plan, settings, trainer, session, found)
+    serving.attach(found.get("train_dataloader"))
+    key = session.decoding.key
+    return InRun(serving, session.probes, resampler=resampler, health=session.health, ranks=session.ranks, key=key)
+
+
+def _resampler(
+    plan: Plan, settings: InRunSettings, trainer: Any, session: Session, found: Mapping[str, Any]
+) -> Resampler:
+    """Who finds needy prompts and has them refined; only rank 0 has one."""
+    tokenizer = compat.tokenizer_of(found.get("processing_class"))
+    own: dict[str, Any] = {"chat_options": compat.chat_options(trainer), "batch_size": plan.settings.batch_size}
+    policy = ModelWriter(found["model"], tokenizer, max_new_tokens=session.decoding.max_new_tokens, **own)
+    longer = ModelWriter(found["model"], tokenizer, max_new_tokens=compat.completion_cap(trainer, CRITIQUE), **own)
+    history, lineage = session.monitor.history, None
+    if history is not None:
+        lineage = Lineage(history.path / LINEAGE)
+        if trainer.state.global_step > 0:
+            with session.health.shield("disk", str(lineage.path)):
+                lineage.rewind(trainer.state.global_step)
+    return Resampler(
+        plan.settings.writer or policy,
+        as_critic(plan.critic, policy=longer),
+        settings,
+        quality=judged_by(plan.lenses.quality, session.probes),
+        lineage=lineage,
+        health=session.health,
+    )
 
 
 def foretell(session: Session, *, steps: int) -> None:

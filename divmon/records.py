@@ -20,7 +20,7 @@ Source = Literal["probe", "rollout", "file"]
 State = Literal["unknown", "inactive", "pending", "firing"]
 Outcome = Literal["confirmed", "refuted", "unknown"]
 OVERALL = "all"  # the domain name of a number taken over every domain
-LEVERS = ("diversity_reward", "gate", "entropy_band")  # actions that act until their alarm resolves
+LEVERS = ("diversity_reward", "gate", "entropy_band", "resample")  # actions that act until their alarm resolves
 ROLLBACK = "rollback"  # the action that goes back to a healthy checkpoint
 ACTIONS = ("warn", "save", "stop", ROLLBACK, *LEVERS)  # the actions a rule may name; each is one kind of `Action`
 
@@ -314,6 +314,7 @@ class Observation:
         verdicts: What confirmations found.
         mitigations: Where each lever stands (0 armed, 1 applied, 2 cooling), logged under ``divmon/mitigation/``.
         changes: What this evaluation changed about them.
+        quality: float[P][K] of the completions, as the run judges them; NaN where unknown, None when nothing judges.
     """
 
     step: int
@@ -327,6 +328,7 @@ class Observation:
     verdicts: tuple[Verdict, ...] = ()
     mitigations: Mapping[str, float] = field(default_factory=dict)
     changes: tuple[LeverEvent, ...] = ()
+    quality: Sequence[np.ndarray] | None = None
 
     def get(self, metric: str, domain: str | None = None) -> Measurement | None:
         """The measurement of `metric` in `domain` (in the first domain that has it, without one)."""

@@ -47,6 +47,7 @@ class Session:
         rollouts: Measures what the trainer generates itself; None where it generates nothing.
         book: Where the levers that rules ask for stand, on every rank; None when no rule asks for one.
         rollback: Keeps healthy policies and goes back to them; None when no rule asks for that.
+        act: What levers do at an evaluation, once the book is moved on; every rank calls it.
         last_step: The newest step evaluated, here or before a resume.
         latest: ``domain/metric`` to value at that step, on every rank; NaN where it could not be measured.
     """
@@ -63,6 +64,7 @@ class Session:
     rollouts: RolloutWatch | None = None
     book: LeverBook | None = None
     rollback: Rollback | None = None
+    act: Callable[[Observation], Sequence[LeverEvent]] | None = None
     last_step: int = -1
     latest: Mapping[str, float] = field(default_factory=dict)
     started: float = field(default_factory=time.perf_counter)
@@ -88,7 +90,7 @@ class Session:
         values = {**dict.fromkeys(self.latest, math.nan), **{m.key: m.value for m in observation.measurements}}
         # before the sinks: no rank waits for a tracker
         actions, self.latest, states = self.ranks.broadcast((observation.actions, values, observation.states))
-        self._act(step, actions, states)
+        self._act(replace(observation, states=states), actions)
         levels = dict(self.book.levels) if self.book is not None else {}
         if self.rollback is not None:
             levels["rollback"] = self.rollback.book.level(step)
@@ -96,10 +98,14 @@ class Session:
         self._emit(replace(observation, mitigations=levels, changes=changes))
         return actions
 
-    def _act(self, step: int, actions: tuple[Action, ...], states: Mapping[str, str]) -> None:
+    def _act(self, observation: Observation, actions: tuple[Action, ...]) -> None:
         """Move the levers on, and keep or take back the policy. Every rank is here, with the same arguments."""
+        step, states = observation.step, observation.states
         if self.book is not None:
             self.note(*self.book.advance(step, actions=actions, states=states, values=self.latest))
+            if self.act is not None:
+                with self.health.timed():
+                    self.note(*self.act(observation))
         if self.rollback is not None:
             with self.health.timed(), self.health.shield("mitigation", "rollback"):
                 self.note(*self.rollback.after(step, actions=actions, states=states, values=self.latest))

@@ -35,6 +35,8 @@ class SettingsKwargs(TypedDict, total=False):
     confirm_k: int | None
     quality: Any
     correct_at: float
+    critic: Any
+    writer: Any
     formats: Any
     encoder: Any
     nli: Any
@@ -70,6 +72,10 @@ class Settings:
         quality: ``(probe, completion) -> float``, or ``"rewards"`` to call the trainer's reward functions. None: gold
             answers of the probes, where there are any (`probe.gold` is a string, or None).
         correct_at: A completion is correct (good enough) from this quality on.
+        critic: Who criticises where an alarm asks for `resample`: a function, "policy", "model:NAME", the address of an
+            endpoint, or "package.module:function". None: whom the alarm names, else the policy.
+        writer: Who refines there: an object with `name`, `write` and `logprob` (`divmon.resampling.base.Writer`).
+            None: the policy.
         formats: Your own formats: a function of a text, or a mapping from label to regular expression; or
             ``"discover"`` to add forms that recur at the baseline, or ``"echo-chamber"`` for the rule of that study.
         encoder: A sentence-transformers name, ``"offline"`` for the packaged MiniLM, or a function of a list of texts.
@@ -106,6 +112,8 @@ class Settings:
     confirm_k: int | None = None
     quality: Any = None
     correct_at: float = 0.5
+    critic: Any = None
+    writer: Any = None
     formats: Any = None
     encoder: Any = None
     nli: Any = None

@@ -252,7 +252,7 @@ def test_the_end_of_the_last_line_is_found_in_long_files(monkeypatch):
         b"a\nb\nc",
         b"abcdefg\n",
     ):
-        assert history_module._complete_bytes(io.BytesIO(data)) == data.rfind(b"\n") + 1
+        assert history_module.complete_bytes(io.BytesIO(data)) == data.rfind(b"\n") + 1
 
 
 def test_rewinding_gives_a_branch_up_without_losing_it(tmp_path):

@@ -39,8 +39,8 @@ class Rule:
         evidence: "confirm": once the screen has held, fresh completions decide, within the run's alpha. "screen": the
             screen alone, which promises no error rate. None: "confirm" for critical drop, rise and outside with `by`.
         weight: Its share of the run's alpha, relative to the other alarms that are confirmed.
-        then: What to ask for when it fires: "warn", "save", "stop", "rollback", a lever ("diversity_reward",
-            "gate", "entropy_band"), each of these two with settings as in ``{"gate": {"k": 8}}``, or a function of
+        then: What to ask for when it fires: "warn", "save", "stop", "rollback", a lever ("diversity_reward", "gate",
+            "entropy_band", "resample"), each of these two with settings as in ``{"gate": {"k": 8}}``, or a function of
             (event, context).
 
     >>> rule = Rule("creative-collapse", metric="tfidf_distance", domain="creative", rule="drop", by="20%")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, cast
 
 from divmon.errors import ConfigError
@@ -24,15 +24,20 @@ from divmon.mitigations.settings import (
 CHECKS = {lever.name: lever.check for lever in (DiversityReward, Gate, EntropyLever)}
 
 
-def check_levers(settings: Iterable[str], trainer: Any) -> None:
+def check_levers(settings: Iterable[str], trainer: Any, more: Mapping[str, Callable[[Any], None]]) -> None:
     """Refuse, before the first step, every lever that this trainer would ignore.
+
+    Args:
+        settings: Names of the levers.
+        trainer: The trainer.
+        more: Checks of levers that are made elsewhere.
 
     Raises:
         ConfigError: With the reason.
     """
     for name in settings:
         try:
-            CHECKS[name](trainer)
+            {**CHECKS, **more}[name](trainer)
         except ConfigError as error:
             raise ConfigError(f"An alarm asks for {name}, which cannot be had here. {error}") from None
 
@@ -46,6 +51,7 @@ class Board:
         health: Where failures are counted.
         correct_at: A completion of at least this reward is correct.
         classifier: The user's formats; None for the built-in ones.
+        more: Levers that are made elsewhere, by name.
     """
 
     def __init__(
@@ -56,12 +62,15 @@ class Board:
         health: Health,
         correct_at: float = 0.5,
         classifier: Labeller | None = None,
+        more: Mapping[str, Carrier] | None = None,
     ) -> None:
         self.health = health
         grouped = {"diversity_reward", "gate"} & set(settings)
         self.seam = GroupSeam(trainer, health) if grouped else None
-        self.carriers: dict[str, Carrier] = {}
+        self.carriers: dict[str, Carrier] = dict(more or {})
         for name, chosen in settings.items():
+            if name in self.carriers:
+                continue
             if name == "entropy_band":
                 self.carriers[name] = EntropyLever(trainer, cast(EntropyBandSettings, chosen))
             elif name == "gate":

@@ -2,38 +2,32 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
-from typing import Any, TypeVar, get_type_hints
+from typing import Any, TypeVar
 
 from divmon.errors import ConfigError, suggest, unknown
+from divmon.mitigations.checked import LeverSettings, check_kinds, need
+from divmon.mitigations.inrun import InRunSettings
 from divmon.records import ROLLBACK
+
+__all__ = [
+    "BY",
+    "SETTINGS",
+    "DiversityRewardSettings",
+    "EntropyBandSettings",
+    "GateSettings",
+    "LeverSettings",
+    "RollbackSettings",
+    "lever_settings",
+    "read",
+    "rollback_settings",
+]
 
 Kept = TypeVar("Kept")
 
 AFTER = ("nothing", "stop")
 BY = ("formats", "answer", "text", "tfidf")
-
-
-@dataclass(frozen=True, kw_only=True)
-class LeverSettings:
-    """What every lever has.
-
-    Attributes:
-        cooling: Steps a lever still acts once its alarm has resolved, and steps it waits after it has overshot.
-        overshoot: Token entropy or length of the probes above this multiple of its first value backs the lever off
-            (where `token_entropy` and `length` are measured, as they are by default).
-    """
-
-    cooling: int = 50
-    overshoot: float = 3.0
-
-    def __post_init__(self) -> None:
-        for name, kind in get_type_hints(type(self)).items():
-            _check_kind(name, getattr(self, name), kind)
-        _need(self.cooling >= 0, "cooling", self.cooling, "a number of steps, 0 or more")
-        _need(self.overshoot > 1, "overshoot", self.overshoot, "a multiple above 1")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,9 +51,9 @@ class DiversityRewardSettings(LeverSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _need(0 < self.weight <= 1, "weight", self.weight, "above 0 and at most 1")
-        _need(0 <= self.floor < 1, "floor", self.floor, "0 or more and below 1")
-        _need(0 < self.similarity <= 1, "similarity", self.similarity, "above 0 and at most 1")
+        need(0 < self.weight <= 1, "weight", self.weight, "above 0 and at most 1")
+        need(0 <= self.floor < 1, "floor", self.floor, "0 or more and below 1")
+        need(0 < self.similarity <= 1, "similarity", self.similarity, "above 0 and at most 1")
         if self.by not in BY:
             raise unknown("by", self.by, BY)
 
@@ -78,8 +72,8 @@ class GateSettings(LeverSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _need(self.k >= 2, "k", self.k, "2 or more")
-        _need(0 <= self.tau < 1, "tau", self.tau, "0 or more and below 1")
+        need(self.k >= 2, "k", self.k, "2 or more")
+        need(0 <= self.tau < 1, "tau", self.tau, "0 or more and below 1")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,9 +96,9 @@ class EntropyBandSettings(LeverSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _need(0 < self.low < self.high, "low", self.low, "above 0 and below `high`")
-        _need(self.calibrate >= 1, "calibrate", self.calibrate, "1 or more steps")
-        _need(0 < self.step <= self.most, "step", self.step, "above 0 and at most `most`")
+        need(0 < self.low < self.high, "low", self.low, "above 0 and below `high`")
+        need(self.calibrate >= 1, "calibrate", self.calibrate, "1 or more steps")
+        need(0 < self.step <= self.most, "step", self.step, "above 0 and at most `most`")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,14 +128,13 @@ class RollbackSettings:
     finish: bool = False
 
     def __post_init__(self) -> None:
-        for name, kind in get_type_hints(type(self)).items():
-            _check_kind(name, getattr(self, name), kind)
-        _need(self.most >= 1, "most", self.most, "1 or more")
-        _need(0 < self.factor <= 1, "factor", self.factor, "above 0 and at most 1")
-        _need(self.cooling >= 0, "cooling", self.cooling, "a number of steps, 0 or more")
-        _need(self.keep >= 1, "keep", self.keep, "1 or more")
-        _need(self.tolerance >= 0, "tolerance", self.tolerance, "0 or more")
-        _need(0 < self.margin <= 1, "margin", self.margin, "above 0 and at most 1")
+        check_kinds(self)
+        need(self.most >= 1, "most", self.most, "1 or more")
+        need(0 < self.factor <= 1, "factor", self.factor, "above 0 and at most 1")
+        need(self.cooling >= 0, "cooling", self.cooling, "a number of steps, 0 or more")
+        need(self.keep >= 1, "keep", self.keep, "1 or more")
+        need(self.tolerance >= 0, "tolerance", self.tolerance, "0 or more")
+        need(0 < self.margin <= 1, "margin", self.margin, "above 0 and at most 1")
         if self.after not in AFTER:
             raise unknown("after", self.after, AFTER)
 
@@ -155,6 +148,7 @@ SETTINGS: Mapping[str, type[LeverSettings]] = {
     "diversity_reward": DiversityRewardSettings,
     "gate": GateSettings,
     "entropy_band": EntropyBandSettings,
+    "resample": InRunSettings,
 }
 
 
@@ -221,15 +215,3 @@ def _agreed(rules: Iterable[Any], kinds: Mapping[str, type[Kept]]) -> dict[str, 
                     "both the same settings."
                 )
     return {name: settings for name, (_, settings) in found.items()}
-
-
-def _check_kind(name: str, value: Any, kind: type) -> None:
-    good = isinstance(value, (int, float)) if kind is float else isinstance(value, kind)
-    if not good or (kind is not bool and isinstance(value, bool)) or (kind is float and not math.isfinite(value)):
-        words = {int: "a whole number", float: "a number", bool: "true or false", str: "a word"}
-        raise ConfigError(f"`{name}` must be {words[kind]}, not {value!r}.")
-
-
-def _need(holds: bool, name: str, value: Any, what: str) -> None:
-    if not holds:
-        raise ConfigError(f"`{name}` must be {what}, not {value!r}.")

@@ -120,20 +120,8 @@ class GenerateSampler:
         Raises:
             SamplingError: Not even one row fits into memory, or the policy's probabilities are not numbers.
         """
-        policy = policy_of(self.model)
-        with undisturbed(self.model, self.tokenizer):
-            prompts = [self._encode(probe, policy) for probe in probes]
-            rows = [
-                _Row(i, j, prompts[i], row_key(self.decoding.key, probe.id, j))
-                for i, probe in enumerate(probes)
-                for j in range(self.k)
-            ]
-            rows.sort(key=lambda row: len(row.prompt))  # equal lengths together: less padding
-            config = self._config(policy)
-            for module in own_generation_configs(policy):  # what `config` leaves at None would be taken from there
-                module.generation_config = config
-            drawn = self._draw(policy, config, rows)
-        grid = [[drawn[i, j] for j in range(self.k)] for i in range(len(probes))]
+        keys = [[row_key(self.decoding.key, probe.id, j) for j in range(self.k)] for probe in probes]
+        grid = self._grid(tuple(probes), keys)
 
         def column(name: str) -> Any:
             return tuple(tuple(getattr(cell, name) for cell in line) for line in grid)
@@ -149,6 +137,31 @@ class GenerateSampler:
             decoding=self.decoding,
             fingerprint=probes.fingerprint,
         )
+
+    def complete(self, probes: Sequence[Probe], keys: Sequence[int]) -> list[str]:
+        """One completion a probe, text only, with the noise of its int64 key (`row_key` makes those of `__call__`).
+
+        Raises:
+            SamplingError: As `__call__`.
+        """
+        return [self._decode(line[0].tokens) for line in self._grid(probes, [[key] for key in keys])]
+
+    def prompt_tokens(self, probe: Probe) -> list[int]:
+        """The tokens of a prompt as the trainer makes them, however many."""
+        return self._tokens(probe, policy_of(self.model))
+
+    def _grid(self, probes: Sequence[Probe], keys: Sequence[Sequence[int]]) -> list[list[_Drawn]]:
+        """A completion for each key of each probe; the model is left as found."""
+        policy = policy_of(self.model)
+        with undisturbed(self.model, self.tokenizer):
+            prompts = [self._encode(probe, policy) for probe in probes]
+            rows = [_Row(i, j, prompts[i], key) for i, line in enumerate(keys) for j, key in enumerate(line)]
+            rows.sort(key=lambda row: len(row.prompt))  # equal lengths together: less padding
+            config = self._config(policy)
+            for module in own_generation_configs(policy):  # what `config` leaves at None would be taken from there
+                module.generation_config = config
+            drawn = self._draw(policy, config, rows)
+        return [[drawn[i, j] for j in range(len(line))] for i, line in enumerate(keys)]
 
     def _encode(self, probe: Probe, policy: Any) -> tuple[int, ...]:
         """Prompt tokens; the end is kept where the model's window is too short."""

@@ -73,7 +73,7 @@ class KeyedSampling(LogitsProcessor):  # type: ignore[misc]
     Args:
         keys: int64[B], one a row.
         prompt_length: Length of the padded prompts.
-        temperature: Above 0.
+        temperature: Above 0; or 0, which always takes the likeliest token.
         top_p: In (0, 1].
         record: Keep next-token entropy and log p of each drawn token, both at temperature 1 and top-p 1.
     """
@@ -99,16 +99,22 @@ class KeyedSampling(LogitsProcessor):  # type: ignore[misc]
         """Scores in, scores out: the same shape, 0 at the drawn token and -inf elsewhere."""
         position = input_ids.shape[1] - self.prompt_length
         plain = torch.log_softmax(scores.float(), dim=-1)
+        drawn = self._drawn(plain, input_ids, position)
+        if self.record:
+            self.entropies.append(entropy(plain))
+            self.logprobs.append(plain.gather(1, drawn[:, None]).squeeze(1))
+        return torch.full_like(scores, -torch.inf).scatter_(1, drawn[:, None], 0.0)
+
+    def _drawn(self, plain: torch.Tensor, input_ids: torch.Tensor, position: int) -> torch.Tensor:
+        """int64[B], a token a row from log-probabilities float32[B, V] at temperature 1 and top-p 1."""
+        if self.temperature == 0.0:
+            return torch.argmax(plain, dim=1)
         warped = plain
         if self.temperature != 1.0:
             warped = torch.log_softmax(plain / self.temperature, dim=-1)
         if self.warp is not None:
             warped = torch.log_softmax(self.warp(input_ids, warped), dim=-1)
-        drawn = draw(warped, self.keys, position)
-        if self.record:
-            self.entropies.append(entropy(plain))
-            self.logprobs.append(plain.gather(1, drawn[:, None]).squeeze(1))
-        return torch.full_like(scores, -torch.inf).scatter_(1, drawn[:, None], 0.0)
+        return draw(warped, self.keys, position)
 
 
 def entropy(logp: torch.Tensor) -> torch.Tensor:

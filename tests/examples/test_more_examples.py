@@ -155,3 +155,20 @@ def test_ppo_on_a_trl_without_it_says_how_to_get_it(tmp_path: Path) -> None:
     assert "pip install -e . 'trl==1.12.0'" in done.stderr
     assert "Traceback" not in done.stderr
     assert not list(tmp_path.iterdir())
+
+
+def test_resampling_in_one_sft_run_brings_hard_sums_back(tmp_path: Path) -> None:
+    text = run("resample_sft", "--steps", "35", "--out", "out", cwd=tmp_path)
+    alone, resampled = (divmon.History.read(tmp_path / "out" / name) for name in ("alone", "resampled"))
+    fired = next(event.step for event in resampled.events() if event.state == "firing")
+    before = [
+        [evaluation.step for evaluation in run.evaluations if evaluation.step <= fired] for run in (alone, resampled)
+    ]
+    values = [run.series("pass_at_1", "unseen").values for run in (alone, resampled)]
+    assert list(values[0][: len(before[0])]) == list(values[1][: len(before[1])])  # one run until the alarm
+    assert values[1][-1] > values[0][-1] + 0.1
+    assert resampled.mitigations[0].phase == "applied"
+    assert any("refinements accepted of" in change.reason for change in resampled.mitigations)
+    kept = (resampled.path / "lineage.jsonl").read_text().splitlines()
+    assert len(kept) > 10
+    assert f"afterwards {values[0][-1]:.0%} alone and {values[1][-1]:.0%} with resampling" in text

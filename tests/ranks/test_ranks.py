@@ -91,6 +91,16 @@ def test_a_lever_that_fails_on_one_rank_hangs_nobody(tmp_path: Path, seam: str) 
     assert {line.split()[1] for line in lines} == {"6"}
 
 
+def test_refinements_reach_the_batches_of_both_ranks(tmp_path: Path) -> None:
+    assert len(set(launch(tmp_path, "resample"))) == 1  # each rank looks into its own batches
+    changes = divmon.History.read(tmp_path).mitigations
+    assert changes[1].reason.startswith("24 refinements accepted")
+
+
+def test_resampling_that_fails_leaves_both_ranks_as_they_were(tmp_path: Path) -> None:
+    assert set(launch(tmp_path / "plain", "resample-plain")) == set(launch(tmp_path / "rows", "pass:0"))
+
+
 def test_a_stop_reaches_both_ranks(tmp_path: Path) -> None:
     lines = launch(tmp_path, "stop")
     assert {line.split()[1] for line in lines} == {"2"}

@@ -26,9 +26,9 @@ CONFIRMED = [
 ]
 
 
-def load_tiny() -> Any:
-    path = Path(__file__).parents[1] / "tiny.py"
-    spec = importlib.util.spec_from_file_location("tiny", path)
+def load(name: str) -> Any:
+    path = Path(__file__).parents[1] / f"{name}.py"
+    spec = importlib.util.spec_from_file_location(path.stem, path)
     assert spec
     assert spec.loader
     module = importlib.util.module_from_spec(spec)
@@ -72,6 +72,10 @@ def break_rank(rank: int, seam: str) -> None:
         from divmon.levers.diversity import DiversityReward
 
         DiversityReward.verdict = broken  # type: ignore[method-assign]
+    elif seam == "pass":
+        from divmon.resampling import inrun
+
+        inrun.prepare = broken  # type: ignore[assignment]
     elif seam == "text":
         from divmon.levers import groups
 
@@ -102,9 +106,32 @@ def every_one(completions: list[str], **_: Any) -> list[float]:
     return [1.0] * len(completions)
 
 
+def resample(out: Path, tiny: Any, mode: str) -> None:
+    """Every refinement that is accepted on rank 0 reaches the batches of the loss on every rank."""
+    running = load("resampling/running")
+    watched = {"strict": mode == "resample", **({"critic": running.failing} if mode == "resample-failing" else {})}
+    if mode.endswith("plain"):
+        story = running.plain(tiny.sft, out, max_steps=6, per_device_train_batch_size=2)
+    else:
+        if ":" in mode:
+            break_rank(int(mode.split(":")[1]), mode.split(":")[0])
+        story = running.train(tiny.sft, out, watched=watched, max_steps=6, per_device_train_batch_size=2)
+    known = {tuple(tiny.tokenizer()(p + running.answer(p))["input_ids"]) for p in tiny.PROMPTS}
+    found = {
+        step: sum(any(row[: len(ids)] == ids for ids in known) for row in running.rows_of(batches, 0))
+        for step, batches in story.seen.items()
+    }
+    accepted = mode == "resample"
+    assert found == {step: 2 if accepted and step >= 4 else 0 for step in range(1, 7)}, found
+    print(f"DONE {story.trainer.state.global_step} {tiny.digest(story.trainer.model)}", flush=True)
+
+
 def main(out: Path, mode: str) -> None:
     torch.set_num_threads(1)
-    tiny = load_tiny()
+    tiny = load("tiny")
+    if mode.startswith(("resample", "pass")):
+        resample(out, tiny, mode)
+        return
     settings: dict[str, Any] = {"every": 2, "k": 3, "max_new_tokens": 8, "sinks": []}
     if mode == "stop":
         rule = {"name": "always", "metric": "length", "rule": "above", "level": 0.5, "for": 2, "then": ["save", "stop"]}
