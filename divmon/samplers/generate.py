@@ -150,6 +150,11 @@ class GenerateSampler:
             fingerprint=probes.fingerprint,
         )
 
+    def prompt_ids(self, probes: ProbeSet) -> tuple[tuple[int, ...], ...]:
+        """The prompt tokens that completions of `probes` are drawn from, for a bank."""
+        policy = policy_of(self.model)
+        return tuple(self._encode(probe, policy) for probe in probes)
+
     def _encode(self, probe: Probe, policy: Any) -> tuple[int, ...]:
         """Prompt tokens; the end is kept where the model's window is too short."""
         ids, window = self._tokens(probe, policy), window_of(policy)
