@@ -28,7 +28,35 @@ from divmon.records import Decoding, Probe, SampleBatch
 
 FORMAT = 1
 NAME = "bank.npz"
+BLOCK = 8  # prompts of a block
+CUT = 16  # tokens of each completion that a block looks at
 _ARRAYS = ("prompts", "prompt_lengths", "tokens", "lengths", "counts", "finished", "logprobs", "entropies")
+
+
+@dataclass(frozen=True)
+class Block:
+    """Completions of N prompts under one another's prompts.
+
+    Attributes:
+        ids: N probe ids.
+        logprobs: float[N, N], log p(completion of prompt j | prompt i) in nats; NaN where another rank scores it.
+        signature: How it was made, for signatures of numbers.
+    """
+
+    ids: tuple[str, ...]
+    logprobs: np.ndarray
+    signature: str = ""
+
+    @staticmethod
+    def merge(parts: Sequence[Block]) -> Block:
+        """One block from those of all ranks.
+
+        >>> a, b = (Block(("x", "y"), np.full((2, 2), np.nan)) for _ in range(2))
+        >>> a.logprobs[0], b.logprobs[1] = -1.0, -2.0
+        >>> Block.merge([a, b]).logprobs.tolist()
+        [[-1.0, -1.0], [-2.0, -2.0]]
+        """
+        return replace(parts[0], logprobs=np.fmax.reduce([part.logprobs for part in parts]))
 
 
 @dataclass(frozen=True)
@@ -97,6 +125,18 @@ class Bank:
         names = ("probes", "texts", "token_ids", "finished", "logprobs", "entropies", "rewards")
         part = replace(batch, **{name: chosen(name) for name in names})
         return replace(self, batch=part, prompts=tuple(self.prompts[i] for i in rows))
+
+    def crossing(self, size: int = BLOCK) -> tuple[Bank, tuple[tuple[int, ...], ...]] | None:
+        """For a block: at most `size` of the prompts, evenly spaced, and the beginning of each one's first completion.
+
+        None where fewer than two prompts have a completion with a token.
+        """
+        ids = self.batch.token_ids or ()
+        usable = [i for i, row in enumerate(ids) if row and row[0]]
+        n = min(size, len(usable))
+        rows = [usable[i * len(usable) // n] for i in range(n)]
+        part = self.part(rows) if n > 1 else None
+        return None if part is None else (part, tuple(ids[i][0][:CUT] for i in rows))
 
     def scored(
         self, logprobs: Sequence[Sequence[np.ndarray]], entropies: Sequence[Sequence[np.ndarray]], *, step: int

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 
-from divmon.bank import Bank
+from divmon.bank import BLOCK, CUT, Bank, Block
 from divmon.compat import policy_of, text_size, window_of
 from divmon.errors import SamplingError
 from divmon.records import Decoding, SampleBatch
@@ -86,6 +86,24 @@ class Scorer:
         grid = [[next(scores) for _ in row] for row in ids]
         logprobs, entropies = ([[getattr(c, n) for c in row] for row in grid] for n in ("logprobs", "entropies"))
         return bank.scored(logprobs, entropies, step=step)
+
+    def cross(self, bank: Bank, *, size: int = BLOCK, index: int = 0, count: int = 1) -> Block | None:
+        """The bank's block of `size` prompts, for input dependence; rank `index` of `count` fills its rows only.
+
+        None where the bank has too few prompts, on every rank alike.
+
+        Raises:
+            SamplingError: As for a call.
+        """
+        found = bank.crossing(size)
+        if found is None:
+            return None
+        part, completions = found
+        temperature = (bank.batch.decoding or Decoding()).temperature
+        scores = np.full((len(part.prompts), len(completions)), np.nan)
+        scores[index::count] = self.block(part.prompts[index::count], completions, temperature=temperature)
+        ids = tuple(probe.id for probe in part.batch.probes)
+        return Block(ids, scores, f"block:{size}|tokens:{CUT}")
 
     def block(
         self, prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[int]], *, temperature: float = 1.0
