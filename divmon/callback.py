@@ -13,7 +13,7 @@ from divmon.config import plan
 from divmon.errors import ConfigError
 from divmon.health import Health
 from divmon.levers.board import Board, check_levers
-from divmon.opening import foretell, run_folder, saved_state, start
+from divmon.opening import foretell, rejoin, run_folder, saved_state, start
 from divmon.records import LEVERS, Action
 from divmon.samplers.guard import same_streams
 from divmon.samplers.ranks import Ranks
@@ -92,21 +92,29 @@ class DiversityCallback(TrainerCallback):  # type: ignore[misc]
             if session.last_step < 0:  # a resumed run has its baseline, and its cadence
                 self._evaluate(state)
                 foretell(session, steps=state.max_steps)
+                session.begin(state.global_step)
+            else:
+                rejoin(session, state)
         self._boundary.opening = session.health.opening = False
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Evaluate when due, and do what a firing alarm asks for."""
         if self.session is None:
             return
-        with self._boundary.shield("monitor", "step"), same_streams():
+        if self.session.pacer is not None:
+            self.session.pacer.settle(state.global_step)
+        with self._boundary.shield("monitor", "step"), self.session.health.timed(), same_streams():
             if self.session.rollouts is not None:
                 self.session.rollouts.evaluate()
             if self.board is not None:
                 self.board.tick()
+            self._take(self.session.score(state.global_step))
             if self.session.due(state.global_step):
                 self._evaluate(state)
             if self.board is not None:
                 saved_state(state)["levers"] = self.board.state()
+            if self.session.pacer is not None:
+                saved_state(state)["schedule"] = self.session.pacer.state()
         self._apply(args, control)  # also what the baseline asked for: flags set then are cleared when a step begins
 
     def on_evaluate(
@@ -119,9 +127,10 @@ class DiversityCallback(TrainerCallback):  # type: ignore[misc]
         if self.session is None or metrics is None:
             return
         with self._boundary.shield("monitor", "evaluate"), same_streams():
-            if state.global_step > self.session.last_step:
+            if self.session.spare(state.global_step):
                 self._evaluate(state)
-        latest = {f"eval_divmon/{key}": value for key, value in self.session.latest.items()}
+        known = {**self.session.latest, **self.session.scored}
+        latest = {f"eval_divmon/{key}": value for key, value in known.items()}
         metrics.update({key: value for key, value in latest.items() if math.isfinite(value)})
         best = f"eval_{(args.metric_for_best_model or '').removeprefix('eval_')}"
         if best not in metrics and best.startswith("eval_divmon/") and (best in latest or not latest):
@@ -140,7 +149,7 @@ class DiversityCallback(TrainerCallback):  # type: ignore[misc]
         if self.session is None:
             return
         with self._boundary.shield("monitor", "end"), same_streams():
-            if state.global_step > self.session.last_step:
+            if self.session.spare(state.global_step):
                 self.session.evaluate(state.global_step)
         self._close()
 
@@ -188,7 +197,7 @@ class DiversityCallback(TrainerCallback):  # type: ignore[misc]
     def _check(self, args: TrainingArguments) -> None:
         """Refuse, before the first step, what only shows when training starts."""
         check_levers(self.plan.levers, self.trainer)
-        wants_stop = any("stop" in rule.actions for rule in self.plan.rules)
+        wants_stop = any("stop" in rule.actions for rule in (*self.plan.rules, *self.plan.score_rules))
         if wants_stop and compat.own_loop(self.trainer) and not self.catches_stop:
             raise ConfigError(
                 f"{type(self.trainer).__name__} ignores the stop flag of callbacks. Use divmon.watch(trainer, ...) "

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from divmon import compat, rollouts
+from divmon import scores as scoring
 from divmon.alarms import dump_rules
 from divmon.alarms.planning import brief
 from divmon.config import Plan, fit
@@ -19,10 +20,13 @@ from divmon.health import Health
 from divmon.history import History
 from divmon.mitigations import LeverBook
 from divmon.monitor import Monitor
+from divmon.pacing import Pacer
 from divmon.probes import ProbeSet
 from divmon.samplers.generate import GenerateSampler
 from divmon.samplers.ranks import Ranks
 from divmon.samplers.rewards import TrainerRewards
+from divmon.samplers.score import Scorer, identify
+from divmon.schedule import MOVED, Pace, in_plan
 from divmon.session import Session
 from divmon.settings import EVALUATIONS, LENGTH_CAP, OWN_DOMAIN, OWN_PROBES
 from divmon.sinks import ConsoleSink, ReporterSink, Sink, TrackioSink, WandbSink
@@ -66,6 +70,8 @@ def start(plan: Plan, trainer: Any, *, model: Any, processing_class: Any) -> Ses
     sinks = (*(default_sinks(trainer, plan) if plan.default_sinks else ()), *plan.sinks)
     every = settings.every or max(1, -(-int(trainer.state.max_steps) // EVALUATIONS))
     session = Session(probes, sampler, monitor, sinks, health, every, decoding, ranks, rewards)
+    if settings.scores:
+        pace(session, sampler, plan, trainer)
     twins = _twins(sinks, trainer)
     if plan.levers:
         session.book = LeverBook(plan.levers)
@@ -76,10 +82,41 @@ def start(plan: Plan, trainer: Any, *, model: Any, processing_class: Any) -> Ses
         path = run_folder(plan, args)
         _bring_along(session, path, trainer.state)
         _open_history(session, path, plan, trainer.state.global_step)
+        step = trainer.state.global_step if session.last_step >= 0 else 0
         if session.rollouts is not None:
-            rollouts.record(session.rollouts, path, step=trainer.state.global_step if session.last_step >= 0 else 0)
+            rollouts.record(session.rollouts, path, step=step)
+        if session.scores is not None and session.pacer is not None:
+            session.scores.record(path, step=step)
+            session.pacer.path = path
         _announce(session, plan, trainer)
     return session
+
+
+def pace(session: Session, sampler: GenerateSampler, plan: Plan, trainer: Any) -> None:
+    """Give `session` what scores the baseline, and what says when."""
+    settings, ranks, health = plan.settings, session.ranks, session.health
+    health.clock = scoring.clock_of(compat.policy_of(sampler.model).device.type)
+    steps = max(1, int(trainer.state.max_steps))
+    moved = MOVED if settings.moved is None else settings.moved
+    session.pacer = Pacer(Pace(steps, settings.share, settings.score_every, moved, settings.every), ranks, health)
+    session.scores = scoring.ScoreWatch(
+        Scorer(sampler.model, sampler.tokenizer, settings.batch_size),
+        plan.lenses,
+        sampler.prompt_ids,
+        identify(sampler.model, sampler.tokenizer),
+        plan.score_rules,
+        session.probes,
+        _twins(session.sinks, trainer, metrics=scoring.CURVES, console=True),
+        ranks,
+        health,
+    )
+
+
+def rejoin(session: Session, state: Any) -> None:
+    """A run that resumes has its bank, and goes on counting. Every rank is here."""
+    if session.scores is not None and session.pacer is not None:
+        session.scores.resume(session.probes.fingerprint)
+        session.pacer.restore(saved_state(state).get("schedule", {}), state.global_step)
 
 
 def foretell(session: Session, *, steps: int) -> None:
@@ -140,13 +177,17 @@ def default_sinks(trainer: Any, plan: Plan) -> tuple[Sink, ...]:
     return tuple(sinks)
 
 
-def _twins(sinks: Sequence[Sink], trainer: Any) -> list[Sink]:
-    """Sinks for rollouts where there are trackers: of their own, since each keeps to the curves it began with."""
+def _twins(
+    sinks: Sequence[Sink], trainer: Any, *, metrics: Sequence[str] = rollouts.CURVES, console: bool = False
+) -> list[Sink]:
+    """Sinks for another series where there are trackers: of their own, since each keeps to the curves it began with."""
     chosen: dict[str, Callable[[], Sink]] = {
-        "wandb": lambda: WandbSink(metrics=rollouts.CURVES, table_rows=0),
-        "trackio": lambda: TrackioSink(metrics=rollouts.CURVES, table_rows=0),
-        "reporters": lambda: ReporterSink(trainer, metrics=rollouts.CURVES),
+        "wandb": lambda: WandbSink(metrics=metrics, table_rows=0),
+        "trackio": lambda: TrackioSink(metrics=metrics, table_rows=0),
+        "reporters": lambda: ReporterSink(trainer, metrics=metrics),
     }
+    if console:
+        chosen["console"] = lambda: ConsoleSink(metrics=metrics, alerts=True)
     return [chosen[sink.name]() for sink in sinks if sink.name in chosen]
 
 
@@ -228,11 +269,14 @@ def _announce(session: Session, plan: Plan, trainer: Any) -> None:
     own = plan.probes is None and session.probes.domains == (OWN_DOMAIN,)
     source = f"prompts {'of your training data ' if own else ''}({', '.join(session.probes.domains)})"
     shared = f" on {session.ranks.count} ranks" if session.ranks.count > 1 else ""
+    often = f"every {session.every} steps" if session.pacer is None else "when it has moved"
     lines = [
         f"divmon watches {len(session.probes)} {source} x {plan.settings.k} completions of at most "
         f"{session.decoding.max_new_tokens} tokens, temperature {session.decoding.temperature:g}, "
-        f"every {session.every} steps{shared}; history in {history.path if history else 'memory only'}"
+        f"{often}{shared}; history in {history.path if history else 'memory only'}"
     ]
+    if session.pacer is not None:
+        lines.append(f"       {in_plan(session.pacer.pace)}")
     if plan.rules.confirms:
         k = plan.rules.confirm_k or FACTOR * plan.settings.k
         lines.append(

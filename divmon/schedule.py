@@ -3,12 +3,12 @@
 ::
 
     score     every `score_every` steps; with a budget, as often as half of it allows, and in every tenth of the run
-    sample    when KL per token has moved by `moved` since the newest sampling, when an alarm on scores fires, and
-              at the latest `gap` steps after it
+    sample    when KL per token has moved by `moved` since the newest sampling, when the scores begin to say too little
+              of the policy, when an alarm on them breaks, and at the latest `gap` steps after it
 
 Under a budget a sampling waits until it can be paid. One that something has asked for (the policy moved, an alarm) may
-use what the rest of the run will bring in; one that is only due again must have been saved up. A score in every tenth of
-the run is taken whatever it costs. Only the cadence gives way: what is scored and what is sampled never change.
+use what the rest of the run will bring in; one that is only due again must have been saved up. A score in every tenth
+of the run is taken whatever it costs. Only the cadence gives way: what is scored and what is sampled never change.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ FIFTHS = 5  # and sampled in each of so many, where it can be paid
 FOR_SCORES = 0.5  # share of the budget that scores may take beyond that; the rest is saved up for samplings
 LOOKS = 100  # decisions over a run, at least: they cost nothing
 _FADE = 0.5  # weight of the newest cost in its moving average
-Reason = Literal["", "every", "tenth", "moved", "alarm", "gap", "end"]
+Reason = Literal["", "every", "tenth", "moved", "stale", "alarm", "gap", "end"]
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,9 @@ class Progress:
         sample_cost: The same of a sampling, measuring included.
         scores: Process seconds of all scores after the baseline.
         samplings: The same of all samplings.
-        alarmed: Whether an alarm on scores has fired since the newest sampling.
+        alarmed: Whether an alarm on scores has become pending or has fired since the newest sampling.
+        stale: Whether the newest score says that the baseline's completions no longer stand for the policy.
+        was_stale: The same when it was sampled.
     """
 
     scored: int = 0
@@ -95,8 +97,12 @@ class Progress:
     scores: float = 0.0
     samplings: float = 0.0
     alarmed: bool = False
+    stale: bool = False
+    was_stale: bool = False
 
-    def after_score(self, step: int, *, cost: float, drift: float, alarmed: bool = False) -> Progress:
+    def after_score(
+        self, step: int, *, cost: float, drift: float, alarmed: bool = False, stale: bool = False
+    ) -> Progress:
         """The progress once the policy of `step` has been scored; a `drift` of NaN (it failed) leaves the known one."""
         known = self.drift if math.isnan(drift) else drift
         return replace(
@@ -106,13 +112,15 @@ class Progress:
             score_cost=_faded(self.score_cost, cost),
             scores=self.scores + (cost if step else 0.0),
             alarmed=self.alarmed or alarmed,
+            stale=stale,
         )
 
     def after_sample(self, step: int, *, cost: float) -> Progress:
         """The progress once the policy of `step` has been sampled."""
         average = _faded(self.sample_cost, cost)
         spent = self.samplings + (cost if step else 0.0)
-        return replace(self, sampled=step, at_sampling=self.drift, sample_cost=average, samplings=spent, alarmed=False)
+        done = replace(self, sampled=step, at_sampling=self.drift, sample_cost=average, samplings=spent)
+        return replace(done, alarmed=False, was_stale=self.stale)
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON types; `restore` reads them."""
@@ -122,7 +130,8 @@ class Progress:
     def restore(cls, row: Mapping[str, Any]) -> Progress:
         """What `to_json` gave. Unknown keys are those of a later version."""
         known = {f.name for f in fields(cls)}
-        return cls(**{key: math.nan if value is None else value for key, value in row.items() if key in known})
+        kept: dict[str, Any] = {key: math.nan if value is None else value for key, value in row.items() if key in known}
+        return cls(**kept)
 
 
 @dataclass(frozen=True)
@@ -193,6 +202,8 @@ def _wanted(pace: Pace, progress: Progress, step: int) -> Reason:
         return "alarm"
     if abs(progress.drift - progress.at_sampling) >= pace.moved:
         return "moved"
+    if progress.stale and not progress.was_stale:
+        return "stale"
     if step - progress.sampled >= pace.longest:
         return "gap"
     return "end" if step >= pace.steps else ""
@@ -285,6 +296,49 @@ def forecast(pace: Pace, *, step_cost: float, score_cost: float, sample_cost: fl
     least = floor / (train + floor) if train + floor > 0 else math.nan
     overhead = spent / (train + spent) if train + spent > 0 else math.nan
     return Forecast(every, scores, samplings, overhead, least, pace.budget is None or least <= pace.budget)
+
+
+def in_plan(pace: Pace) -> str:
+    """What will be done, before anything has been measured.
+
+    >>> in_plan(Pace(steps=500, score_every=10, gap=100))[:79]
+    'the first completions are scored every 10 steps; new ones are drawn when KL mov'
+    """
+    often = f"every {pace.score_every} steps" if pace.score_every and pace.budget is None else "as often as it allows"
+    least = "" if pace.budget is None else f" (at least every {pace.tenth} steps)"
+    limit = "" if pace.budget is None else f"budget {100 * pace.budget:g} % of process time, baseline apart: "
+    late = (
+        f"after {pace.longest} steps at the latest"
+        if pace.budget is None
+        else f"or after {pace.longest} steps, if it can be paid"
+    )
+    return (
+        f"{limit}the first completions are scored {often}{least}; new ones are drawn when KL moves by {pace.moved:g} a "
+        f"token, and after {pace.longest} steps {late}"
+    )
+
+
+def in_words(pace: Pace, told: Forecast) -> str:
+    """A forecast as a sentence.
+
+    >>> pace = Pace(steps=500, budget=0.02)
+    >>> in_words(pace, forecast(pace, step_cost=1.0, score_cost=0.2, sample_cost=4.0))
+    'scores about every 20 steps, room for 1 sampling; at most 1.8 % of process time (budget: 2 %)'
+    >>> in_words(pace, forecast(pace, step_cost=1.0, score_cost=2.0, sample_cost=4.0))[:74]
+    'ten scores take 3.8 % of process time by themselves: the budget of 2 % can'
+    """
+    if not told.holds:
+        most = 100 * (pace.budget or 0.0)
+        return (
+            f"ten scores take {100 * told.least:.2g} % of process time by themselves: the budget of {most:g} % cannot "
+            "be kept. They are taken all the same, and nothing is sampled. Fewer prompts, k or max_new_tokens help"
+        )
+    number = f"{told.samplings} sampling{'' if told.samplings == 1 else 's'}"
+    share = f"{100 * told.overhead:.2g} % of process time"
+    if pace.budget is None:
+        return f"scores every {told.score_every} steps, at least {number}; {share} or more"
+    limit = f"(budget: {100 * pace.budget:g} %)"
+    return f"scores about every {told.score_every} steps, room for {number}; at most {share} {limit}"
 
 
 def _faded(average: float, newest: float) -> float:

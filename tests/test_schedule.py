@@ -17,7 +17,13 @@ def run(pace, *, step_costs, score_costs, sample_costs, drifts=(0.0,), alarms=()
 
     With `cut`, the progress goes through JSON at that step, as through a checkpoint.
     """
-    progress, look, total, spent, done = Progress(score_cost=score_costs[0], sample_cost=sample_costs[0]), 1, 0.0, 0.0, []
+    progress, look, total, spent, done = (
+        Progress(score_cost=score_costs[0], sample_cost=sample_costs[0]),
+        1,
+        0.0,
+        0.0,
+        [],
+    )
     for step in range(1, pace.steps + 1):
         total += step_costs[step % len(step_costs)] + other
         spent += other
@@ -57,7 +63,9 @@ def kinds(done, kind):
     sample_costs=st.lists(COSTS, min_size=1, max_size=5),
     other=st.floats(0, 0.01),
 )
-def test_a_budget_is_kept_but_for_the_scores_of_every_tenth(steps, budget, step_costs, score_costs, sample_costs, other):
+def test_a_budget_is_kept_but_for_the_scores_of_every_tenth(
+    steps, budget, step_costs, score_costs, sample_costs, other
+):
     pace = Pace(steps=steps, budget=budget)
     costs = {"step_costs": step_costs, "score_costs": score_costs, "sample_costs": sample_costs, "other": other}
     done, clock = run(pace, **costs)
