@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from divmon.comparing.options import add_compare
+from divmon.doctor.options import add_doctor
 from divmon.errors import ConfigError, DivmonError, HistoryError
 from divmon.rulebook.options import add_replay, add_rules
 
@@ -73,6 +74,7 @@ def _parser() -> argparse.ArgumentParser:
     add_compare(commands).set_defaults(run=_compare)
     add_rules(commands)
     add_replay(commands)
+    add_doctor(commands)
 
     protocols = commands.add_parser("protocols", help="list the protocols of the literature that measure knows")
     protocols.add_argument("name", nargs="?", help="all about this one, and what it cannot give exactly")

@@ -21,6 +21,7 @@ from divmon.history import History
 from divmon.mitigations import LeverBook
 from divmon.monitor import Monitor
 from divmon.pacing import Pacer
+from divmon.plain import to_json
 from divmon.probes import ProbeSet
 from divmon.samplers.generate import GenerateSampler
 from divmon.samplers.ranks import Ranks
@@ -218,6 +219,7 @@ def _open_history(session: Session, path: Path, plan: Plan, step: int) -> None:
         fingerprint = session.probes.fingerprint
         info: dict[str, Any] = {"fingerprint": fingerprint, "measured": _measured(session, plan)}
         info |= {"rules": dump_rules(plan.rules), "alarms": plan.rules.shared}
+        info |= {"schedule": to_json(session.pacer.pace)} if session.pacer is not None else {}
         with session.health.shield("disk", str(path)):
             session.monitor.history = History.create(path, probes=session.probes.probes, info=info)
             if spent:

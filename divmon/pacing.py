@@ -18,10 +18,9 @@ import torch
 from divmon.health import Health
 from divmon.plain import to_json
 from divmon.samplers.ranks import Ranks
-from divmon.schedule import Clock, Decision, Forecast, Pace, Progress, decide, forecast, in_words
+from divmon.schedule import JOURNAL, Clock, Decision, Forecast, Pace, Progress, decide, forecast, in_words
 from divmon.scores import Outcome
 
-JOURNAL = "schedule.jsonl"
 EARLY = 5  # steps after which it is said what the schedule comes to
 
 
@@ -140,6 +139,10 @@ class Pacer:
         clock = self.clock
         return {"budget_used": clock.spent / clock.total if clock.total > 0 else 0.0}
 
+    def close(self) -> None:
+        """Keep the last reading of the clock."""
+        self._note()
+
     def _decide(self, step: int) -> None:
         waited = self.decision.waits
         self.decision = self.ranks.broadcast(decide(self.pace, self.progress, step, self.clock))
@@ -154,18 +157,3 @@ class Pacer:
         row["baseline"] = round(self.baseline, 6)
         with self.health.shield("disk", JOURNAL), (self.path / JOURNAL).open("a", encoding="ascii") as file:
             file.write(json.dumps(to_json(row), allow_nan=False, separators=(",", ":")) + "\n")
-
-
-def decisions(run: Path) -> list[dict[str, Any]]:
-    """What was decided in the run at `run`, oldest first; a torn line is left out."""
-    rows = []
-    try:
-        lines = (run / JOURNAL).read_text("ascii").splitlines()
-    except (OSError, UnicodeDecodeError):
-        return []
-    for line in lines:
-        try:
-            rows.append(dict(json.loads(line)))
-        except (ValueError, TypeError):
-            continue
-    return rows

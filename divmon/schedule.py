@@ -19,6 +19,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Literal
 
 MOVED = 0.02  # nats a token: weights over 16 tokens then keep about exp(-2 x 16 x .02) = half of their sample size
+JOURNAL = "schedule.jsonl"  # in the folder of a run: what was decided, and what it cost
 TENTHS = 10  # a run is scored in each of so many parts
 FIFTHS = 5  # and sampled in each of so many, where it can be paid
 FOR_SCORES = 0.5  # share of the budget that scores may take beyond that; the rest is saved up for samplings

@@ -218,7 +218,7 @@ class Session:
 
     def close(self) -> None:
         """Write what is left and close the sinks."""
-        for watch in (self.rollouts, self.scores):
+        for watch in (self.rollouts, self.scores, self.pacer):
             if watch is not None:
                 watch.close()
         if self.monitor.history is not None:
