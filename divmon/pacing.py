@@ -154,6 +154,7 @@ class Pacer:
             return
         row = {**asdict(self.decision), **{k: round(v, 6) for k, v in asdict(self.clock).items()}}
         row |= {"drift": self.progress.drift, "costs": [self.progress.score_cost, self.progress.sample_cost]}
+        row |= {"scores_spent": self.progress.scores, "samplings_spent": self.progress.samplings}
         row["baseline"] = round(self.baseline, 6)
         with self.health.shield("disk", JOURNAL), (self.path / JOURNAL).open("a", encoding="ascii") as file:
             file.write(json.dumps(to_json(row), allow_nan=False, separators=(",", ":")) + "\n")

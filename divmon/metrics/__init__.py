@@ -35,6 +35,7 @@ from divmon.metrics.inputs import ACROSS_DISTANCE, SEMANTIC_ACROSS_DISTANCE
 from divmon.metrics.lexical import DISTINCT, EAD, OPENING_DOMINANCE, SELF_BLEU, UNIQUE_FRACTION
 from divmon.metrics.likeness import LIKENESS
 from divmon.metrics.nli import NLI_DIVERSITY, NLI_DIVERSITY_WHOLE
+from divmon.metrics.openings import OPENINGS
 from divmon.metrics.outputs import ANSWER_ENTROPY, EFFECTIVE_ANSWERS, RARE_RETAINED, UNSEEN_MASS
 from divmon.metrics.overlap import BIGRAM_COLLISION, JACCARD, ROUGE_L, SELF_REPETITION
 from divmon.metrics.quality import ALL_CORRECT, ALL_WRONG, COVERAGE, MEAN_QUALITY, PASS_AT_1
@@ -116,6 +117,7 @@ METRICS: dict[str, Metric] = {
         VOICE_SPREAD,
         VOICE_SHIFT,
         *SCORED,
+        *OPENINGS,
         *WEIGHTED,
         *CROSSED,
     )

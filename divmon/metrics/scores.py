@@ -12,12 +12,13 @@ import numpy as np
 from divmon.bank import Bank, Block
 from divmon.metrics.base import Classifier, Metric, MetricContext, Result, evaluate, missing
 from divmon.metrics.crossed import CROSSED
+from divmon.metrics.openings import OPENINGS
 from divmon.metrics.scored import SCORED
 from divmon.metrics.summary import summarise
 from divmon.metrics.weighted import HORIZON, LEAST_ESS, MASS, WEIGHTED
 from divmon.records import OVERALL, Measurement, SampleBatch
 
-SCORE_METRICS: tuple[Metric, ...] = (*SCORED, *WEIGHTED, *CROSSED)
+SCORE_METRICS: tuple[Metric, ...] = (*SCORED, *OPENINGS, *WEIGHTED, *CROSSED)
 
 
 def bank_context(bank: Bank, *, classifier: Classifier | None = None) -> MetricContext:
