@@ -157,9 +157,12 @@ class Bank:
         """Mean absolute difference in nats a token between these log-probabilities and `scored` ones.
 
         Of the same weights it says how far sampling and scoring are apart: about 1e-6 in single precision, 1e-2 in
-        half. More than 0.1 means that scoring does not see what sampling saw.
+        half. More than 0.1 means that scoring does not see what sampling saw. Sampling records log-probabilities at
+        temperature 1; where the bank was drawn at another one, entropies are compared instead.
         """
-        pairs = zip(_flat(self.batch.logprobs), _flat(scored.logprobs), strict=True)
+        warm = (self.batch.decoding or Decoding()).temperature != 1.0 and not self.anchored
+        name = "entropies" if warm else "logprobs"
+        pairs = zip(_flat(getattr(self.batch, name)), _flat(getattr(scored, name)), strict=True)
         gaps = [np.abs(np.asarray(a, float) - np.asarray(b, float)) for a, b in pairs if len(a)]
         return float(np.concatenate(gaps).mean()) if gaps else 0.0
 

@@ -65,7 +65,7 @@ def _same(batch: SampleBatch, base: SampleBatch, i: int, there: int) -> bool:
 
 
 def _minus(now: np.ndarray, was: np.ndarray) -> np.ndarray:
-    return np.asarray(now, dtype=float) - np.asarray(was, dtype=float)
+    return np.asarray(np.subtract(now, was, dtype=float))
 
 
 def halves(base: tuple[np.ndarray, ...], half: Half) -> np.ndarray:
