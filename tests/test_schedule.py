@@ -1,4 +1,4 @@
-"""The schedule: a budget is kept whatever things cost, the cadence is a function of what was recorded, nothing is early."""
+"""The schedule: a budget is kept whatever things cost, the cadence follows from what was recorded, nothing is early."""
 
 import json
 import math
