@@ -103,8 +103,10 @@ def _shares(values: np.ndarray) -> np.ndarray:
 def _described(names: tuple[str, ...], parts: np.ndarray) -> Mapping[str, Any]:
     w, squares, n = _sums(parts)
     shares, before = _shares(w), _shares(n)
-    # of a ratio of sums, completions taken as independent: too wide by what lies between prompts
-    rest = squares[1:] * (1 - shares) ** 2 + (squares[1:].sum() - squares[1:]) * shares**2
+    # of a ratio of sums, completions taken as independent (too wide by what lies between prompts); two completions of
+    # mean weight are added, or a format that was hardly drawn would seem to be known best (Agresti and Coull 1998)
+    total, added = squares[1:].sum(), 2.0 * squares.sum() / max(1.0, float(n.sum()))
+    rest = squares[1:] * (1 - shares) ** 2 + (total - squares[1:]) * shares**2 + added
     errors = np.sqrt(rest) / max(1e-300, float(w[1:].sum()))
 
     def table(values: np.ndarray) -> dict[str, float]:
