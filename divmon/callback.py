@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 from typing import Any, Unpack
@@ -101,9 +102,12 @@ class DiversityCallback(TrainerCallback):  # type: ignore[misc]
         """Evaluate when due, and do what a firing alarm asks for."""
         if self.session is None:
             return
-        if self.session.pacer is not None:
-            self.session.pacer.settle(state.global_step)
-        with self._boundary.shield("monitor", "step"), self.session.health.timed(), same_streams():
+        wakes = self.session.wakes(state.global_step)
+        if not wakes and self.session.rollouts is None and self.board is None:
+            self._apply(args, control)
+            return
+        spent = self.session.health.timed() if wakes else contextlib.nullcontext()
+        with self._boundary.shield("monitor", "step"), spent, same_streams():
             if self.session.rollouts is not None:
                 self.session.rollouts.evaluate()
             if self.board is not None:
@@ -113,7 +117,7 @@ class DiversityCallback(TrainerCallback):  # type: ignore[misc]
                 self._evaluate(state)
             if self.board is not None:
                 saved_state(state)["levers"] = self.board.state()
-            if self.session.pacer is not None:
+            if wakes and self.session.pacer is not None:
                 saved_state(state)["schedule"] = self.session.pacer.state()
         self._apply(args, control)  # also what the baseline asked for: flags set then are cleared when a step begins
 

@@ -62,10 +62,15 @@ class Pacer:
         """Seconds since the baseline."""
         return Clock(self.health.clock() - self._from.total, self.health.spent - self._from.spent)
 
-    def settle(self, step: int) -> None:
-        """Let an accelerator finish the work of training before divmon's time is counted."""
-        if step >= self.decision.look and torch.accelerator.is_available():
+    def wakes(self, step: int) -> bool:
+        """Whether `step` is one at which to decide. An accelerator then finishes the work of training first, so that
+        it is not counted as divmon's.
+        """
+        if step < self.decision.look:
+            return False
+        if torch.accelerator.is_available():
             torch.accelerator.synchronize()
+        return True
 
     def scoring(self, step: int) -> bool:
         """Whether to score at `step`. Every rank asks."""

@@ -78,6 +78,12 @@ class Session:
             return step > self.last_step and self.pacer.sampling(step)
         return step > self.last_step and step % self.every == 0
 
+    def wakes(self, step: int) -> bool:
+        """Whether anything may be due at `step`; between such steps nothing is looked at, not even the clock."""
+        if self.pacer is None:
+            return self.due(step)
+        return self.pacer.wakes(step)
+
     def score(self, step: int) -> tuple[Action, ...]:
         """Score, if that is due at `step`. Every rank asks at every step."""
         if self.scores is None or self.pacer is None or not self.pacer.scoring(step):
