@@ -15,8 +15,9 @@ import torch
 from divmon.samplers.keyed import entropy
 
 Warp = Callable[[torch.Tensor], torch.Tensor]
-LOGITS = {"cpu": 1 << 22}  # logits at once, in single precision 16 MB; on an accelerator 256 MB:
+LOGITS = {"cpu": 1 << 20}  # logits at once, in single precision 4 MB, which a cache holds; on an accelerator 256 MB:
 _LOGITS_ACCELERATED = 1 << 26
+_FEWEST = 16  # positions a slice, or reading the weights of the output layer would take most of the time
 _PROBED = 4  # positions that the output layer's place in the model is found out with
 
 
@@ -87,25 +88,25 @@ def most_logits(device: torch.device) -> int:
 
 def slice_size(logits: torch.Tensor) -> int:
     """Positions whose logits may stand in memory at once, given those of some."""
-    return max(1, most_logits(logits.device) // logits.shape[-1])
+    return max(_FEWEST, most_logits(logits.device) // logits.shape[-1])
 
 
 def measured(logits: torch.Tensor, targets: torch.Tensor, temperature: float) -> Found:
     """Log-probabilities of `targets` at `temperature`, and entropies in nats at 1, float32[N] each.
 
     Args:
-        logits: float[N, V]; may be overwritten.
+        logits: float[N, V].
         targets: int64[N].
         temperature: Above 0.
     """
     logits = logits.float()
-    chosen = logits.gather(-1, targets[:, None]).squeeze(-1)
-    total = torch.logsumexp(logits, dim=-1)
-    if temperature == 1.0:
-        logprobs = chosen - total
-    else:
-        logprobs = chosen / temperature - torch.logsumexp(logits / temperature, dim=-1)
-    return logprobs, entropy(logits.sub_(total[:, None]))
+    plain = torch.log_softmax(logits, dim=-1)
+    warm = plain if temperature == 1.0 else torch.log_softmax(logits / temperature, dim=-1)
+    logprobs = warm.gather(-1, targets[:, None]).squeeze(-1)
+    entropies = -torch.linalg.vecdot(plain.exp(), plain)
+    if torch.isnan(entropies).any():  # tokens at -inf, which count nothing; or scores that are not numbers, which stay
+        entropies = entropy(plain)
+    return logprobs, entropies
 
 
 def joined(found: list[Found]) -> Found:
