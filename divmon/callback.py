@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 from collections.abc import Mapping
@@ -15,7 +16,8 @@ from divmon.errors import ConfigError
 from divmon.health import Health
 from divmon.levers.board import Board, check_levers
 from divmon.levers.rollback import Rollback
-from divmon.opening import foretell, run_folder, saved_state, start, start_resampling
+from divmon.mending import start_resampling
+from divmon.opening import foretell, rejoin, run_folder, saved_state, start
 from divmon.records import LEVERS, ROLLBACK, Action, LeverEvent, Observation
 from divmon.resampling import rows
 from divmon.resampling.inrun import InRun
@@ -98,6 +100,9 @@ class DiversityCallback(TrainerCallback):  # type: ignore[misc]
             if session.last_step < 0:  # a resumed run has its baseline, and its cadence
                 self._evaluate(state)
                 foretell(session, steps=state.max_steps)
+                session.begin(state.global_step)
+            else:
+                rejoin(session, state)
         self._boundary.opening = session.health.opening = False
 
     def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
@@ -114,15 +119,23 @@ class DiversityCallback(TrainerCallback):  # type: ignore[misc]
         """Evaluate when due, and do what a firing alarm asks for."""
         if self.session is None:
             return
-        with self._boundary.shield("monitor", "step"), same_streams():
+        wakes = self.session.wakes(state.global_step)
+        if not wakes and self.session.rollouts is None and self.board is None:
+            self._apply(args, control)
+            return
+        spent = self.session.health.timed() if wakes else contextlib.nullcontext()
+        with self._boundary.shield("monitor", "step"), spent, same_streams():
             if self.session.rollouts is not None:
                 self.session.rollouts.evaluate()
             if self.board is not None:
                 self.board.tick()
+            self._take(self.session.score(state.global_step))
             if self.session.due(state.global_step):
                 self._evaluate(state)
             if self.board is not None:
                 saved_state(state)["levers"] = self.board.state()
+            if wakes and self.session.pacer is not None:
+                saved_state(state)["schedule"] = self.session.pacer.state()
         self._apply(args, control)  # also what the baseline asked for: flags set then are cleared when a step begins
 
     def on_evaluate(
@@ -135,9 +148,10 @@ class DiversityCallback(TrainerCallback):  # type: ignore[misc]
         if self.session is None or metrics is None:
             return
         with self._boundary.shield("monitor", "evaluate"), same_streams():
-            if state.global_step > self.session.last_step:
+            if self.session.spare(state.global_step):
                 self._evaluate(state, "later")
-        latest = {f"eval_divmon/{key}": value for key, value in self.session.latest.items()}
+        known = {**self.session.latest, **self.session.scored}
+        latest = {f"eval_divmon/{key}": value for key, value in known.items()}
         metrics.update({key: value for key, value in latest.items() if math.isfinite(value)})
         best = f"eval_{(args.metric_for_best_model or '').removeprefix('eval_')}"
         if best not in metrics and best.startswith("eval_divmon/") and (best in latest or not latest):
@@ -156,7 +170,7 @@ class DiversityCallback(TrainerCallback):  # type: ignore[misc]
         if self.session is None:
             return
         with self._boundary.shield("monitor", "end"), same_streams():
-            if state.global_step > self.session.last_step:
+            if self.session.spare(state.global_step):
                 if self.session.rollback is not None:
                     self.session.rollback.moment = "end"
                 self.session.evaluate(state.global_step)
@@ -241,7 +255,7 @@ class DiversityCallback(TrainerCallback):  # type: ignore[misc]
         going_back = self.plan.rollback
         if going_back is not None:
             Rollback.check(self.trainer, going_back)
-        wants_stop = any("stop" in rule.actions for rule in self.plan.rules)
+        wants_stop = any("stop" in rule.actions for rule in (*self.plan.rules, *self.plan.score_rules))
         wants_stop |= going_back is not None and going_back.stops
         if wants_stop and compat.own_loop(self.trainer) and not self.catches_stop:
             raise ConfigError(

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from divmon.comparing.options import add_compare
+from divmon.doctor.options import add_doctor
 from divmon.errors import ConfigError, DivmonError, HistoryError
 from divmon.rulebook.options import add_replay, add_rules
 from divmon.widening.options import add_widen
@@ -75,6 +76,7 @@ def _parser() -> argparse.ArgumentParser:
     add_rules(commands)
     add_replay(commands)
     add_widen(commands)
+    add_doctor(commands)
 
     protocols = commands.add_parser("protocols", help="list the protocols of the literature that measure knows")
     protocols.add_argument("name", nargs="?", help="all about this one, and what it cannot give exactly")

@@ -18,6 +18,7 @@ from divmon.mitigations import LeverSettings, RollbackSettings, lever_settings, 
 from divmon.mitigations.inrun import InRunSettings
 from divmon.monitor import Lenses
 from divmon.probes import PACKS, ProbeSet
+from divmon.records import LEVERS, ROLLBACK
 from divmon.resampling.critics import as_critic
 from divmon.settings import Settings
 from divmon.sinks import Sink, as_sink
@@ -34,6 +35,7 @@ class Plan:
     lenses: Lenses
     sinks: tuple[Sink, ...]
     default_sinks: bool = True
+    score_rules: RuleSet = field(default_factory=RuleSet)  # those on what scores measure
     levers: Mapping[str, LeverSettings] = field(default_factory=dict)
     rollback: RollbackSettings | None = None
     critic: Any = None
@@ -49,12 +51,12 @@ def plan(settings: Settings) -> Plan:
     probes = None if settings.probes is None else ProbeSet.of(settings.probes)
     lenses = _lenses(settings)
     metrics = _metrics(settings)
-    rules = _rules(settings, metrics, probes)
+    rules, score_rules = _divided(_rules(settings, metrics, probes))
     named = ["default"] if settings.sinks is None else _listed("sinks", settings.sinks)
     sinks = tuple(as_sink(sink) for sink in named if sink != "default")
     shown = "default" in named
     levers, rollback = lever_settings(rules), rollback_settings(rules)
-    acting = {"levers": levers, "rollback": rollback, "critic": _critic(settings, levers)}
+    acting = {"levers": levers, "rollback": rollback, "critic": _critic(settings, levers), "score_rules": score_rules}
     return Plan(settings, probes, metrics, rules, lenses, sinks, default_sinks=shown, **acting)
 
 
@@ -98,8 +100,11 @@ def fit(plan: Plan, probes: ProbeSet) -> Plan:
     """
     if plan.settings.alarms is None:
         kept = tuple(rule for rule in plan.rules if rule.domain in (None, *probes.domains))
+        scored = tuple(rule for rule in plan.score_rules if rule.domain in (None, *probes.domains))
         plan = replace(plan, rules=replace(plan.rules, rules=kept))
-    check_domains(plan.rules, probes)
+        plan = replace(plan, score_rules=replace(plan.score_rules, rules=scored))
+    for rules in (plan.rules, plan.score_rules):
+        check_domains(rules, probes)
     return plan
 
 
@@ -129,6 +134,11 @@ def _metrics(settings: Settings) -> tuple[Metric, ...]:
 
 def _check_lenses(metric: Metric, settings: Settings) -> None:
     """What a metric looks through must be given."""
+    if is_scored(metric):
+        raise ConfigError(
+            f"{metric.name} is measured by scores, not on fresh completions: leave it out of metrics=, and set "
+            "score_every=10 or budget='2%'. All that scores measure is measured then."
+        )
     if "encoder" in metric.needs and settings.encoder is None:
         raise ConfigError(
             f"{metric.name} needs an encoder: pass encoder='offline' (pip install 'divmon[offline]') or the name "
@@ -146,14 +156,52 @@ def _check_lenses(metric: Metric, settings: Settings) -> None:
         )
 
 
+def is_scored(metric: Metric) -> bool:
+    """Whether it is measured on scores of the baseline's completions."""
+    return bool({"bank", "block"} & set(metric.needs))
+
+
+def _divided(rules: RuleSet) -> tuple[RuleSet, RuleSet]:
+    """The rules on fresh completions, and those on scores, which are a series of their own.
+
+    Raises:
+        ConfigError: A rule on scores asks for what scores cannot do.
+    """
+    scored = {name for name, metric in METRICS.items() if is_scored(metric)}
+    on_scores = tuple(rule for rule in rules if rule.metric in scored)
+    for rule in on_scores:
+        if rule.confirms:
+            raise ConfigError(
+                f"Alarm {rule.name!r} watches {rule.metric}, which scores measure: there are no fresh completions that "
+                "could confirm it. Write `evidence: screen`. When it breaks, the policy is sampled at once, and alarms "
+                "on those completions can be confirmed."
+            )
+        if asked := [step for step in rule.actions if step in (ROLLBACK, *LEVERS)]:
+            raise ConfigError(
+                f"Alarm {rule.name!r} watches {rule.metric}, which scores measure; {asked[0]} needs an alarm on fresh "
+                "completions. Use warn, save or stop here."
+            )
+    names = {rule.name for rule in on_scores}
+    silent = [tuple(s for s in rules.silences if (s.alarm in names) == on) for on in (False, True)]
+    rest = tuple(rule for rule in rules if rule.metric not in scored)
+    return replace(rules, rules=rest, silences=silent[0]), RuleSet(on_scores, silences=silent[1])
+
+
 def _rules(settings: Settings, metrics: Sequence[Metric], probes: ProbeSet | None) -> RuleSet:
     measured = {metric.name: metric for metric in metrics}
+    if settings.scores:
+        measured |= {name: metric for name, metric in METRICS.items() if is_scored(metric)}
     given = {key: getattr(settings, key) for key in ("alpha", "confirmations", "confirm_k")}
     given = {key: value for key, value in given.items() if value is not None}
     if settings.alarms is None:
         return RuleSet(default_rules(measured), **given)
     rules = replace(load_ruleset(settings.alarms, known_metrics={*METRICS, *measured}), **given)
     for rule in rules:
+        if rule.metric not in measured and rule.metric in METRICS and is_scored(METRICS[rule.metric]):
+            raise ConfigError(
+                f"Alarm {rule.name!r} watches {rule.metric!r}, which scores measure, and none are taken: set "
+                "score_every=10 or budget='2%'."
+            )
         if rule.metric not in measured:
             raise ConfigError(
                 f"Alarm {rule.name!r} watches {rule.metric!r}, which is not measured. Add it to metrics= (measured "

@@ -5,13 +5,13 @@ from __future__ import annotations
 import contextlib
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Literal
 
 from divmon.errors import ConfigError, DivmonError
 
-Part = Literal["sampler", "metric", "quality", "sink", "disk", "mitigation", "monitor"]
-PARTS: tuple[Part, ...] = ("sampler", "metric", "quality", "sink", "disk", "mitigation", "monitor")
+Part = Literal["sampler", "scorer", "metric", "quality", "sink", "disk", "mitigation", "monitor"]
+PARTS: tuple[Part, ...] = ("sampler", "scorer", "metric", "quality", "sink", "disk", "mitigation", "monitor")
 log = logging.getLogger("divmon")
 
 
@@ -24,6 +24,8 @@ class Health:
     Attributes:
         opening: Before the first training step: what the user asked for and cannot be had (a `ConfigError`) passes.
         counts: Other numbers that belong beside the failures: what mitigations have done so far.
+        clock: What a budget is counted in: process time, so that other work on the machine does not count; wall time
+            where an accelerator does the work.
 
     >>> health = Health()
     >>> with health.shield("sink", "wandb"):
@@ -36,8 +38,10 @@ class Health:
         self.strict = strict
         self.opening = True
         self.failures: dict[str, int] = dict.fromkeys(PARTS, 0)
-        self.seconds = 0.0
         self.counts: dict[str, float] = {}
+        self.clock: Callable[[], float] = time.process_time
+        self._wall, self._busy = 0.0, 0.0
+        self._opened: tuple[float, float] | None = None  # wall and `clock`, while inside the outermost timed block
         self._reported: set[tuple[str, str]] = set()
 
     @contextlib.contextmanager
@@ -75,12 +79,25 @@ class Health:
 
     @contextlib.contextmanager
     def timed(self) -> Iterator[None]:
-        """Add the block's wall time to `seconds`."""
-        start = time.perf_counter()
+        """Add the block's time to `seconds` and `spent`; what is timed inside it counts once."""
+        if self._opened is not None:
+            yield
+            return
+        self._opened = (time.perf_counter(), self.clock())
         try:
             yield
         finally:
-            self.seconds += time.perf_counter() - start
+            self._wall, self._busy, self._opened = self.seconds, self.spent, None
+
+    @property
+    def seconds(self) -> float:
+        """Wall time inside timed blocks, up to now."""
+        return self._wall + (0.0 if self._opened is None else time.perf_counter() - self._opened[0])
+
+    @property
+    def spent(self) -> float:
+        """Time inside timed blocks by `clock`, up to now."""
+        return self._busy + (0.0 if self._opened is None else self.clock() - self._opened[1])
 
     def row(self) -> dict[str, float]:
         """Every counter, as floats."""

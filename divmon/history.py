@@ -7,6 +7,7 @@
     RUN/history.jsonl            one line an evaluation: measurements, events, health; a line for each change of a
                                  lever, and for each resume
     RUN/completions/00000040.jsonl   the completions of step 40, one line a prompt
+    RUN/rollouts/, RUN/scores/   histories of their own: what the trainer generates itself, what scores measure
     RUN/confirmations/   what confirmations drew: the bank, the fresh completions of each, and what they have spent
 
 An evaluation exists once its line in history.jsonl ends with a newline; its completions are on disk before that. A
@@ -274,6 +275,14 @@ class History:
             HistoryError: The trainer generated nothing, or ``rollouts=False`` was said.
         """
         return History.read(self.path / "rollouts")
+
+    def scores(self) -> History:
+        """What scores of the baseline's completions have measured, a run of its own.
+
+        Raises:
+            HistoryError: No scores were taken.
+        """
+        return History.read(self.path / "scores")
 
     def fired(self) -> list[AlarmEvent]:
         """Every alarm that fired, oldest first."""

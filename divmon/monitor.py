@@ -23,16 +23,14 @@ from divmon.metrics.base import (
     Judges,
     Metric,
     MetricContext,
-    PerPrompt,
-    Result,
     evaluate,
     missing,
 )
 from divmon.metrics.quality import Quality, judge
+from divmon.metrics.summary import summarise
 from divmon.mitigations import decide
 from divmon.piloting import pilots, seconds
 from divmon.records import OVERALL, Action, AlarmEvent, Measurement, Observation, SampleBatch, Verdict
-from divmon.uncertainty import mean_interval, pooled_interval
 
 
 @dataclass(frozen=True)
@@ -270,28 +268,6 @@ class Monitor:
                 kept = replace(kept, logprobs=None, entropies=None)
             with self.health.shield("disk", str(self.history.path)):
                 self.history.append(evaluation, kept)
-
-
-def summarise(result: Result, rows: np.ndarray, *, intervals: bool = True) -> Measurement:
-    """The value, interval and reason of `result` over the prompts `rows` (step, domain and metric left empty)."""
-    if not isinstance(result, PerPrompt):
-        parts = result.parts[rows]
-        with np.errstate(divide="ignore", invalid="ignore"):
-            value = float(result.combine(parts)) if len(rows) else math.nan
-        low, high = math.nan, math.nan
-        if intervals and not math.isnan(value):
-            low, high = pooled_interval(parts, result.combine)
-        details = result.details(parts) if result.details is not None else {}
-        reason = result.reason if math.isnan(value) else None
-        return Measurement(0, "", "", value, low, high, n=len(rows), reason=reason, details=details)
-    values = result.values[rows]
-    known = values[~np.isnan(values)]
-    reasons = [*(result.reasons[i] for i in rows if result.reasons[i]), "undefined on these completions"]
-    low, high = mean_interval(values) if intervals else (math.nan, math.nan)
-    mean = float(known.mean()) if known.size else math.nan
-    reason = reasons[0] if math.isnan(mean) else None
-    measured = Measurement(0, "", "", mean, low, high, int(known.size), reason=reason, details=result.details)
-    return replace(measured, values=tuple(map(float, values)))
 
 
 def replay(history: History, rules: Iterable[Rule] | RuleSet) -> list[AlarmEvent]:

@@ -5,33 +5,29 @@ from __future__ import annotations
 import logging
 import shutil
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from divmon import compat, rollouts
+from divmon import scores as scoring
 from divmon.alarms import dump_rules
 from divmon.alarms.planning import brief
 from divmon.config import Plan, fit
 from divmon.confirming import FACTOR, JOURNAL
-from divmon.errors import ConfigError, DivmonError, ProbeError
+from divmon.errors import DivmonError, ProbeError
 from divmon.health import Health
 from divmon.history import History
 from divmon.mitigations import LeverBook
-from divmon.mitigations.inrun import InRunSettings
 from divmon.monitor import Monitor
+from divmon.pacing import Pacer
+from divmon.plain import to_json
 from divmon.probes import ProbeSet
-from divmon.resampling.critics import as_critic
-from divmon.resampling.inrun import InRun, judged_by
-from divmon.resampling.lineage import Lineage
-from divmon.resampling.resampler import Resampler
-from divmon.resampling.rows import columns_of
-from divmon.resampling.serving import Serving
-from divmon.resampling.writers import ModelWriter
 from divmon.samplers.generate import GenerateSampler
 from divmon.samplers.ranks import Ranks
 from divmon.samplers.rewards import TrainerRewards
+from divmon.samplers.score import Scorer, identify
+from divmon.schedule import MOVED, Pace, in_plan
 from divmon.session import Session
 from divmon.settings import EVALUATIONS, LENGTH_CAP, OWN_DOMAIN, OWN_PROBES
 from divmon.sinks import ConsoleSink, ReporterSink, Sink, TrackioSink, WandbSink
@@ -40,8 +36,6 @@ from divmon.sinks.trackio import open_run
 
 log = logging.getLogger("divmon")
 FORETELL = 8.0  # seconds that may be spent before training on saying what alarms will find
-CRITIQUE = 256  # tokens of a critique that the policy writes, at most
-LINEAGE = "lineage.jsonl"  # beside the history
 STATE_KEY = "divmon"  # in TrainerState.stateful_callbacks; not a class name, so that nothing is re-instantiated
 
 
@@ -77,6 +71,8 @@ def start(plan: Plan, trainer: Any, *, model: Any, processing_class: Any) -> Ses
     sinks = (*(default_sinks(trainer, plan) if plan.default_sinks else ()), *plan.sinks)
     every = settings.every or max(1, -(-int(trainer.state.max_steps) // EVALUATIONS))
     session = Session(probes, sampler, monitor, sinks, health, every, decoding, ranks, rewards)
+    if settings.scores:
+        pace(session, sampler, plan, trainer)
     twins = _twins(sinks, trainer)
     if plan.levers:
         session.book = LeverBook(plan.levers)
@@ -87,65 +83,41 @@ def start(plan: Plan, trainer: Any, *, model: Any, processing_class: Any) -> Ses
         path = run_folder(plan, args)
         _bring_along(session, path, trainer.state)
         _open_history(session, path, plan, trainer.state.global_step)
+        step = trainer.state.global_step if session.last_step >= 0 else 0
         if session.rollouts is not None:
-            rollouts.record(session.rollouts, path, step=trainer.state.global_step if session.last_step >= 0 else 0)
+            rollouts.record(session.rollouts, path, step=step)
+        if session.scores is not None and session.pacer is not None:
+            session.scores.record(path, step=step)
+            session.pacer.path = path
         _announce(session, plan, trainer)
     return session
 
 
-def start_resampling(plan: Plan, trainer: Any, session: Session, found: Mapping[str, Any]) -> InRun | None:
-    """The lever `resample` of a session, standing in the data that the trainer's loader reads; None if no rule asks.
-
-    Args:
-        plan: Of the run.
-        trainer: The trainer, which `divmon.resampling.rows.check` has passed.
-        session: Of the run.
-        found: What the trainer hands its callbacks: its loader, model and tokenizer.
-
-    Raises:
-        ConfigError: Nothing judges completions, or there is no such critic.
-    """
-    if "resample" not in plan.levers:
-        return None
-    given = cast(InRunSettings, plan.levers["resample"])
-    settings = given if given.good is not None else replace(given, good=plan.settings.correct_at)
-    if judged_by(plan.lenses.quality, session.probes) is None and settings.mode is None:
-        raise ConfigError(
-            "resample must know which completions are correct: pass quality=f(probe, completion), or probes with gold "
-            "answers. Where nothing is right or wrong, set `mode` (for example {resample: {mode: combinational}})."
-        )
-    serving = Serving(trainer, columns_of(trainer), share=settings.share, health=session.health)
-    resampler = None
-    if session.ranks.main:
-        with session.health.shield("mitigation", "resample"):
-            resampler = _resampler(plan, settings, trainer, session, found)
-    serving.attach(found.get("train_dataloader"))
-    key = session.decoding.key
-    return InRun(serving, session.probes, resampler=resampler, health=session.health, ranks=session.ranks, key=key)
-
-
-def _resampler(
-    plan: Plan, settings: InRunSettings, trainer: Any, session: Session, found: Mapping[str, Any]
-) -> Resampler:
-    """Who finds needy prompts and has them refined; only rank 0 has one."""
-    tokenizer = compat.tokenizer_of(found.get("processing_class"))
-    own: dict[str, Any] = {"chat_options": compat.chat_options(trainer), "batch_size": plan.settings.batch_size}
-    policy = ModelWriter(found["model"], tokenizer, max_new_tokens=session.decoding.max_new_tokens, **own)
-    longer = ModelWriter(found["model"], tokenizer, max_new_tokens=compat.completion_cap(trainer, CRITIQUE), **own)
-    history, lineage = session.monitor.history, None
-    if history is not None:
-        lineage = Lineage(history.path / LINEAGE)
-        if trainer.state.global_step > 0:
-            with session.health.shield("disk", str(lineage.path)):
-                lineage.rewind(trainer.state.global_step)
-    return Resampler(
-        plan.settings.writer or policy,
-        as_critic(plan.critic, policy=longer),
-        settings,
-        quality=judged_by(plan.lenses.quality, session.probes),
-        lineage=lineage,
-        health=session.health,
+def pace(session: Session, sampler: GenerateSampler, plan: Plan, trainer: Any) -> None:
+    """Give `session` what scores the baseline, and what says when."""
+    settings, ranks, health = plan.settings, session.ranks, session.health
+    health.clock = scoring.clock_of(compat.policy_of(sampler.model).device.type)
+    steps = max(1, int(trainer.state.max_steps))
+    moved = MOVED if settings.moved is None else settings.moved
+    session.pacer = Pacer(Pace(steps, settings.share, settings.score_every, moved, settings.every), ranks, health)
+    session.scores = scoring.ScoreWatch(
+        Scorer(sampler.model, sampler.tokenizer, settings.batch_size),
+        plan.lenses,
+        sampler.prompt_ids,
+        identify(sampler.model, sampler.tokenizer),
+        plan.score_rules,
+        session.probes,
+        _twins(session.sinks, trainer, metrics=scoring.CURVES, console=True),
+        ranks,
+        health,
     )
+
+
+def rejoin(session: Session, state: Any) -> None:
+    """A run that resumes has its bank, and goes on counting. Every rank is here."""
+    if session.scores is not None and session.pacer is not None:
+        session.scores.resume(session.probes.fingerprint)
+        session.pacer.restore(saved_state(state).get("schedule", {}), state.global_step)
 
 
 def foretell(session: Session, *, steps: int) -> None:
@@ -206,13 +178,17 @@ def default_sinks(trainer: Any, plan: Plan) -> tuple[Sink, ...]:
     return tuple(sinks)
 
 
-def _twins(sinks: Sequence[Sink], trainer: Any) -> list[Sink]:
-    """Sinks for rollouts where there are trackers: of their own, since each keeps to the curves it began with."""
+def _twins(
+    sinks: Sequence[Sink], trainer: Any, *, metrics: Sequence[str] = rollouts.CURVES, console: bool = False
+) -> list[Sink]:
+    """Sinks for another series where there are trackers: of their own, since each keeps to the curves it began with."""
     chosen: dict[str, Callable[[], Sink]] = {
-        "wandb": lambda: WandbSink(metrics=rollouts.CURVES, table_rows=0),
-        "trackio": lambda: TrackioSink(metrics=rollouts.CURVES, table_rows=0),
-        "reporters": lambda: ReporterSink(trainer, metrics=rollouts.CURVES),
+        "wandb": lambda: WandbSink(metrics=metrics, table_rows=0),
+        "trackio": lambda: TrackioSink(metrics=metrics, table_rows=0),
+        "reporters": lambda: ReporterSink(trainer, metrics=metrics),
     }
+    if console:
+        chosen["console"] = lambda: ConsoleSink(metrics=metrics, alerts=True)
     return [chosen[sink.name]() for sink in sinks if sink.name in chosen]
 
 
@@ -243,6 +219,7 @@ def _open_history(session: Session, path: Path, plan: Plan, step: int) -> None:
         fingerprint = session.probes.fingerprint
         info: dict[str, Any] = {"fingerprint": fingerprint, "measured": _measured(session, plan)}
         info |= {"rules": dump_rules(plan.rules), "alarms": plan.rules.shared}
+        info |= {"schedule": to_json(session.pacer.pace)} if session.pacer is not None else {}
         with session.health.shield("disk", str(path)):
             session.monitor.history = History.create(path, probes=session.probes.probes, info=info)
             if spent:
@@ -294,11 +271,14 @@ def _announce(session: Session, plan: Plan, trainer: Any) -> None:
     own = plan.probes is None and session.probes.domains == (OWN_DOMAIN,)
     source = f"prompts {'of your training data ' if own else ''}({', '.join(session.probes.domains)})"
     shared = f" on {session.ranks.count} ranks" if session.ranks.count > 1 else ""
+    often = f"every {session.every} steps" if session.pacer is None else "when it has moved"
     lines = [
         f"divmon watches {len(session.probes)} {source} x {plan.settings.k} completions of at most "
         f"{session.decoding.max_new_tokens} tokens, temperature {session.decoding.temperature:g}, "
-        f"every {session.every} steps{shared}; history in {history.path if history else 'memory only'}"
+        f"{often}{shared}; history in {history.path if history else 'memory only'}"
     ]
+    if session.pacer is not None:
+        lines.append(f"       {in_plan(session.pacer.pace)}")
     if plan.rules.confirms:
         k = plan.rules.confirm_k or FACTOR * plan.settings.k
         lines.append(

@@ -16,7 +16,7 @@ import numpy as np
 Message = Mapping[str, str]
 Prompt = str | tuple[Message, ...]
 Severity = Literal["info", "warning", "critical"]
-Source = Literal["probe", "rollout", "file"]
+Source = Literal["probe", "rollout", "file", "score"]
 State = Literal["unknown", "inactive", "pending", "firing"]
 Outcome = Literal["confirmed", "refuted", "unknown"]
 OVERALL = "all"  # the domain name of a number taken over every domain
@@ -93,7 +93,8 @@ class SampleBatch:
         entropies: P x K arrays over T of the policy's next-token entropy in nats at temperature 1, when known.
         rewards: P x K rewards, when known; NaN where one is missing.
         decoding: How they were drawn; None when nobody knows (completions from a file).
-        source: "probe", "rollout" (drawn by the trainer, in train mode) or "file". Never mixed in one series.
+        source: "probe", "rollout" (drawn by the trainer, in train mode), "file", or "score" (the baseline's completions
+            with what the policy of `step` says about them). Never mixed in one series.
         fingerprint: Of the probe set.
     """
 

@@ -13,11 +13,13 @@ from divmon.health import Health
 from divmon.levers.rollback import Rollback
 from divmon.mitigations import LeverBook
 from divmon.monitor import Monitor
+from divmon.pacing import Pacer
 from divmon.probes import ProbeSet
 from divmon.records import Action, Decoding, LeverEvent, Observation, Probe, SampleBatch
 from divmon.rollouts import RolloutWatch
 from divmon.samplers.base import Sampler
 from divmon.samplers.ranks import Ranks, merge
+from divmon.scores import ScoreWatch
 from divmon.sinks import Sink
 
 
@@ -45,11 +47,14 @@ class Session:
         ranks: This process among the others.
         rewards: Adds rewards to a batch; None when the user did not ask for them.
         rollouts: Measures what the trainer generates itself; None where it generates nothing.
+        scores: Scores the baseline's completions; None where the user did not ask for it.
+        pacer: Says when to score and when to sample, where there are scores; without it, `every` does.
         book: Where the levers that rules ask for stand, on every rank; None when no rule asks for one.
         rollback: Keeps healthy policies and goes back to them; None when no rule asks for that.
         act: What levers do at an evaluation, once the book is moved on; every rank calls it.
         last_step: The newest step evaluated, here or before a resume.
         latest: ``domain/metric`` to value at that step, on every rank; NaN where it could not be measured.
+        scored: The same of the newest scores.
     """
 
     probes: ProbeSet
@@ -62,24 +67,61 @@ class Session:
     ranks: Ranks = field(default_factory=Ranks)
     rewards: Callable[[SampleBatch], SampleBatch] | None = None
     rollouts: RolloutWatch | None = None
+    scores: ScoreWatch | None = None
+    pacer: Pacer | None = None
     book: LeverBook | None = None
     rollback: Rollback | None = None
     act: Callable[[Observation], Sequence[LeverEvent]] | None = None
     last_step: int = -1
     latest: Mapping[str, float] = field(default_factory=dict)
+    scored: Mapping[str, float] = field(default_factory=dict)
     started: float = field(default_factory=time.perf_counter)
     untold: tuple[LeverEvent, ...] = ()  # recorded, and not shown yet
 
     def due(self, step: int) -> bool:
-        """Whether `step` is an evaluation step that has not been evaluated."""
+        """Whether `step` is an evaluation step that has not been evaluated. With scores, ask after `score`."""
+        if self.pacer is not None:
+            return step > self.last_step and self.pacer.sampling(step)
         return step > self.last_step and step % self.every == 0
+
+    def wakes(self, step: int) -> bool:
+        """Whether anything may be due at `step`; between such steps nothing is looked at, not even the clock."""
+        if self.pacer is None:
+            return self.due(step)
+        return self.pacer.wakes(step)
+
+    def score(self, step: int) -> tuple[Action, ...]:
+        """Score, if that is due at `step`. Every rank asks at every step."""
+        if self.scores is None or self.pacer is None or not self.pacer.scoring(step):
+            self._tell(step)
+            return ()
+        start = self.health.clock()
+        found = self.scores.evaluate(step)
+        self.scored = {**self.scored, **found.values}
+        self.pacer.scored(step, found, cost=self.health.clock() - start)
+        return found.actions
+
+    def _tell(self, step: int) -> None:
+        """Say, once, what the schedule comes to."""
+        if self.pacer is not None and (text := self.pacer.told(step)) and any(s.name == "console" for s in self.sinks):
+            print(f"divmon  {text}", flush=True)
+
+    def spare(self, step: int) -> bool:
+        """Whether the policy of `step`, which nothing has asked for, may be sampled. Every rank asks."""
+        return step > self.last_step and (self.pacer is None or self.pacer.spare(step))
+
+    def begin(self, step: int) -> None:
+        """The baseline is measured: time counts from now on."""
+        if self.pacer is not None:
+            self.pacer.baseline = self.health.spent
+            self.pacer.begin(step)
 
     def evaluate(self, step: int) -> tuple[Action, ...]:
         """Sample, measure, record and show. Whatever fails is skipped; what was asked of the trainer is returned."""
-        self.last_step = step
+        first, self.last_step = self.last_step < 0, step
         observation = Observation(step, ())
         with self.health.timed():
-            start = time.perf_counter()
+            start, busy = time.perf_counter(), self.health.clock()
             batch = self._collect(self.ranks.gather(self._sample(step)), self.probes)
             timings = {"sample_seconds": time.perf_counter() - start}
             if self.ranks.main:
@@ -87,6 +129,7 @@ class Session:
                     observation = self._observe(step, batch, timings)
             else:
                 self._serve(step)
+            busy = self.health.clock() - busy
         values = {**dict.fromkeys(self.latest, math.nan), **{m.key: m.value for m in observation.measurements}}
         # before the sinks: no rank waits for a tracker
         actions, self.latest, states = self.ranks.broadcast((observation.actions, values, observation.states))
@@ -96,6 +139,7 @@ class Session:
             levels["rollback"] = self.rollback.book.level(step)
         changes, self.untold = self.untold, ()
         self._emit(replace(observation, mitigations=levels, changes=changes))
+        self._pace(step, batch if first else None, first=first, cost=busy)
         return actions
 
     def _act(self, observation: Observation, actions: tuple[Action, ...]) -> None:
@@ -115,6 +159,19 @@ class Session:
         """Let the alarms know when the policy was taken back."""
         if self.rollback is not None and self.rollback.book.restored is not None and self.ranks.main:
             self.monitor.take_back(self.rollback.book.restored)
+
+    def _pace(self, step: int, batch: SampleBatch | None, *, first: bool, cost: float) -> None:
+        """Tell the schedule of this evaluation; bank and score the completions of the first."""
+        if self.pacer is None or self.scores is None:
+            return
+        confirming = self.monitor.confirming  # its bank is drawn once
+        self.pacer.sampled(step, cost=max(0.0, cost - confirming.seconds) if first and confirming else cost)
+        if first:
+            with self.health.timed():
+                start = self.health.clock()
+                found = self.scores.fill(batch, step)
+            self.scored = found.values
+            self.pacer.scored(step, found, cost=self.health.clock() - start)
 
     def note(self, *changes: LeverEvent) -> None:
         """Record what levers did; sinks are told with the evaluation that is under way, or the next one."""
@@ -182,6 +239,7 @@ class Session:
         with self.health.timed():
             for sink in self.sinks:
                 row = {**observation.health, **self.health.row(), "overhead": self.overhead}
+                row |= self.pacer.row if self.pacer is not None else {}
                 with self.health.shield("sink", sink.name):
                     sink.emit(replace(observation, health=row))
 
@@ -192,8 +250,9 @@ class Session:
 
     def close(self) -> None:
         """Write what is left and close the sinks."""
-        if self.rollouts is not None:
-            self.rollouts.close()
+        for watch in (self.rollouts, self.scores, self.pacer):
+            if watch is not None:
+                watch.close()
         if self.monitor.history is not None:
             with self.health.shield("disk", "close"):
                 self.monitor.history.flush()

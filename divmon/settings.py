@@ -12,6 +12,7 @@ import yaml
 
 from divmon.errors import ConfigError, suggest
 from divmon.records import Decoding
+from divmon.schedule import MOVED
 
 OWN_PROBES = 32  # prompts taken from the trainer's data when none are named
 OWN_DOMAIN = "train"
@@ -24,6 +25,9 @@ class SettingsKwargs(TypedDict, total=False):
 
     k: int
     every: int | None
+    score_every: int | None
+    budget: str | float | None
+    moved: float | None
     max_new_tokens: int | None
     temperature: float
     top_p: float
@@ -57,7 +61,13 @@ class Settings:
     Attributes:
         probes: Prompts, in any form `ProbeSet.of` takes. None: 32 prompts of the trainer's own data.
         k: Completions a prompt at each evaluation.
-        every: Steps between evaluations. None: 20 evaluations over the run.
+        every: Steps between evaluations. None: 20 evaluations over the run. With scores, the most steps between two
+            samplings, and None is a fifth of the run.
+        score_every: Steps between scores of the baseline's own completions, which takes one forward pass and no
+            sampling. None: as often as `budget` allows; without a budget no scores are taken.
+        budget: Share of process time that divmon may take, the baseline apart: "2%" or 0.02. It makes scores and
+            samplings rarer and changes nothing else. None: no limit.
+        moved: Change of KL per token, in nats by the scores, at which the policy is sampled anew. None: 0.02.
         max_new_tokens: Length cap of a completion. None: the trainer's own cap, at most 128.
         temperature: 1.0 samples the policy as it is.
         top_p: 1.0 keeps the tail.
@@ -101,6 +111,9 @@ class Settings:
     probes: Any = None
     k: int = 8
     every: int | None = None
+    score_every: int | None = None
+    budget: str | float | None = None
+    moved: float | None = None
     max_new_tokens: int | None = None
     temperature: float = 1.0
     top_p: float = 1.0
@@ -127,7 +140,7 @@ class Settings:
     strict: bool = False
 
     def __post_init__(self) -> None:
-        _positive_integers(self, ("k", "every", "max_new_tokens", "batch_size"))
+        _positive_integers(self, ("k", "every", "score_every", "max_new_tokens", "batch_size"))
         _numbers(self, ("temperature", "top_p", "correct_at"))
         _switches(self)
         if not self.temperature > 0:
@@ -142,6 +155,18 @@ class Settings:
             raise ConfigError(f"seed must be an integer, not {self.seed!r}.")
         if self.run_dir is not None and not isinstance(self.run_dir, (str, Path)):
             raise ConfigError(f"run_dir must be the path of a folder, not {self.run_dir!r}.")
+
+        _check_schedule(self)
+
+    @property
+    def scores(self) -> bool:
+        """Whether the baseline's completions are scored."""
+        return self.score_every is not None or self.budget is not None
+
+    @property
+    def share(self) -> float | None:
+        """`budget` as a share of 1."""
+        return None if self.budget is None else _share(self.budget)
 
     @classmethod
     def make(cls, values: Mapping[str, Any], *, where: str = "") -> Settings:
@@ -172,6 +197,41 @@ class Settings:
     def decoding(self, cap: int) -> Decoding:
         """How probes are sampled, with `cap` tokens where the user named no cap."""
         return Decoding(self.temperature, self.top_p, self.max_new_tokens or cap, self.seed)
+
+
+def _check_schedule(settings: Settings) -> None:
+    if settings.budget is not None:
+        _share(settings.budget)
+    if settings.moved is None:
+        return
+    if not settings.scores:
+        raise ConfigError(
+            "moved= is judged by scores, and none are taken: add budget='2%' or score_every=10, or leave moved out."
+        )
+    _numbers(settings, ("moved",))
+    if not settings.moved > 0:
+        raise ConfigError(f"moved must be above 0 nats a token, for example {MOVED}, not {settings.moved!r}.")
+
+
+def _share(value: str | float) -> float:
+    """A budget as a share of 1.
+
+    >>> _share("2%"), _share(0.02)
+    (0.02, 0.02)
+    """
+    text = str(value).strip()
+    try:
+        number = float(text[:-1]) / 100 if text.endswith("%") else float(text)
+    except ValueError:
+        number = math.nan
+    if isinstance(value, bool) or not 0 < number < 1:
+        hint = f" {value} is more than all of it; did you mean '{value:g}%'?" if _above_one(value) else ""
+        raise ConfigError(f"budget is a share of process time, for example '2%' or 0.02, not {value!r}.{hint}")
+    return number
+
+
+def _above_one(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and 1 <= value < 100
 
 
 def _positive_integers(settings: Settings, names: Iterable[str]) -> None:

@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from divmon.bank import Block
 from divmon.metrics import METRICS, MetricContext, PerPrompt, Pooled, evaluate
 from divmon.metrics.base import Judges
 from divmon.plain import to_json
@@ -128,9 +129,22 @@ def context(texts, *, baseline=None, seed=0, known=True):
     return MetricContext(batch, baseline=baseline, **extra)
 
 
+def seen(metric, ctx):
+    """`ctx` as `metric` looks at it: scored, where it wants scores of a bank."""
+    if not {"bank", "block"} & metric.needs or ctx.batch.logprobs is None:
+        return ctx
+    batch = replace(ctx.batch, source="score")
+    bank = replace(ctx.batch, logprobs=tuple(tuple(-(np.abs(lp) ** 1.02) for lp in row) for row in batch.logprobs))
+    other = MetricContext(batch, baseline=MetricContext(bank, classifier=ctx.classifier), classifier=ctx.classifier)
+    rows = [i for i, row in enumerate(batch.logprobs) if row]
+    sums = np.array([np.mean([float(lp.sum()) for lp in batch.logprobs[i]]) for i in rows])
+    other.block = Block(tuple(batch.probes[i].id for i in rows), sums[None] - 1.0 + np.eye(len(sums)))
+    return other
+
+
 def numbers(metric, ctx):
     """The values of a metric: one a prompt, or the pooled one."""
-    result = evaluate(metric, ctx)
+    result = evaluate(metric, seen(metric, ctx))
     if isinstance(result, Pooled):
         with np.errstate(all="ignore"):
             return np.atleast_1d(np.asarray(result.combine(result.parts), dtype=float))

@@ -20,6 +20,7 @@ from divmon.metrics.clusters import SEMANTIC_CLUSTERS
 from divmon.metrics.compression import COMPRESSION_RATIO
 from divmon.metrics.conditioned import BENIGN_SHARE, CORRECT_DISTANCE, NARROWING_SHARE
 from divmon.metrics.coverage import HARD_COVERAGE, PASS_AT, SUPPORT_NET, SUPPORT_NEW, SUPPORT_RETAINED, SUPPORT_SCORE
+from divmon.metrics.crossed import CROSSED
 from divmon.metrics.effective import EFFECTIVE_PAIR_DIVERSITY, EFFECTIVE_SEMANTIC_DIVERSITY, MAJORITY_GAIN
 from divmon.metrics.entropy import LENGTH, TOKEN_ENTROPY, TRUNCATED_FRACTION
 from divmon.metrics.formats import (
@@ -34,15 +35,18 @@ from divmon.metrics.inputs import ACROSS_DISTANCE, SEMANTIC_ACROSS_DISTANCE
 from divmon.metrics.lexical import DISTINCT, EAD, OPENING_DOMINANCE, SELF_BLEU, UNIQUE_FRACTION
 from divmon.metrics.likeness import LIKENESS
 from divmon.metrics.nli import NLI_DIVERSITY, NLI_DIVERSITY_WHOLE
+from divmon.metrics.openings import OPENINGS
 from divmon.metrics.outputs import ANSWER_ENTROPY, EFFECTIVE_ANSWERS, RARE_RETAINED, UNSEEN_MASS
 from divmon.metrics.overlap import BIGRAM_COLLISION, JACCARD, ROUGE_L, SELF_REPETITION
 from divmon.metrics.quality import ALL_CORRECT, ALL_WRONG, COVERAGE, MEAN_QUALITY, PASS_AT_1
 from divmon.metrics.rarefied import RAREFIED
+from divmon.metrics.scored import SCORED
 from divmon.metrics.semantic import SEMANTIC_DISTANCE, TFIDF_DISTANCE
 from divmon.metrics.syntax import AST
 from divmon.metrics.tails import TAIL_KL, TAIL_RATIO, TAIL_SHARE, TAIL_SHIFT
 from divmon.metrics.upper_tails import LONG_TAIL, SURPRISAL_TAIL
 from divmon.metrics.voice import VOICE_SHIFT, VOICE_SPREAD
+from divmon.metrics.weighted import WEIGHTED
 from divmon.metrics.windows import CLOSING_DISTANCE, OPENING_COLLISION, OPENING_DISTANCE
 
 METRICS: dict[str, Metric] = {
@@ -112,6 +116,10 @@ METRICS: dict[str, Metric] = {
         HUMAN_GAP,
         VOICE_SPREAD,
         VOICE_SHIFT,
+        *SCORED,
+        *OPENINGS,
+        *WEIGHTED,
+        *CROSSED,
     )
 }
 

@@ -9,13 +9,24 @@ from typing import Any, Literal, TypeVar
 
 import numpy as np
 
+from divmon.bank import Block
 from divmon.errors import ConfigError
 from divmon.records import SampleBatch
 
 T = TypeVar("T")
 Direction = Literal["higher", "lower", "neutral"]
 Need = Literal[
-    "token_ids", "entropies", "logprobs", "quality", "difficulty", "encoder", "finished", "nli", "equivalence"
+    "token_ids",
+    "entropies",
+    "logprobs",
+    "quality",
+    "difficulty",
+    "encoder",
+    "finished",
+    "nli",
+    "equivalence",
+    "bank",
+    "block",
 ]
 Encoder = Callable[[Sequence[str]], np.ndarray]
 PairJudge = Callable[[Sequence[tuple[str, str]]], np.ndarray]
@@ -92,6 +103,9 @@ class MetricContext:
         classifier: Text to structural labels, the most important first (see `divmon.metrics.formats`).
         baseline: The context of the baseline batch; None while measuring the baseline itself.
         judges: What looks at two texts together.
+
+    Attributes:
+        block: Some prompts' completions scored under one another's prompts, when there is such a block.
     """
 
     def __init__(
@@ -113,6 +127,7 @@ class MetricContext:
         self.encoder_name = encoder_name
         self.classifier = classifier
         self.judges = judges or Judges()
+        self.block: Block | None = None
         self._baseline = baseline
         self._cache: dict[Hashable, Any] = {}
 
@@ -154,6 +169,10 @@ class MetricContext:
             return self.encoder is not None
         if need == "nli" or need == "equivalence":
             return getattr(self.judges, need) is not None
+        if need == "block":
+            return self.block is not None
+        if need == "bank":
+            return self.batch.source == "score" and self.reference.batch.logprobs is not None
         if need == "difficulty":
             return any(probe.difficulty is not None for probe in self.batch.probes)
         return getattr(self.batch, need) is not None
@@ -168,7 +187,7 @@ class Metric:
         fn: ``(batch, context) -> PerPrompt | Pooled``.
         summary: One sentence, shown in tables.
         family: lexical, syntax, compression, semantic, spectrum, entropy, formats, tails, coverage, inputs, quality,
-            human, voice, hivemind or user.
+            human, voice, hivemind, scored or user.
         direction: "higher" when a higher number means more diverse, "lower" the opposite, "neutral" neither.
         bounds: Smallest and largest possible value.
         unit: "", "nats", "tokens", "formats", ...
@@ -207,6 +226,8 @@ MISSING: dict[Need, str] = {
     "entropies": "token entropies are unknown for these completions",
     "logprobs": "log-probabilities are unknown for these completions",
     "finished": "end-of-sequence flags are unknown for these completions",
+    "bank": "these are not completions of the baseline that were scored: there is no bank, or this is a fresh sample",
+    "block": "no block of prompts and completions was scored",
 }
 
 

@@ -29,7 +29,7 @@ _ECHO = "after Zhao et al. 2025, arXiv:2504.07912"
 _NOTHING = "no completion could be classified"
 
 
-def _labels(context: MetricContext) -> list[list[tuple[str, ...]]]:
+def label_rows(context: MetricContext) -> list[list[tuple[str, ...]]]:
     """Labels of every completion, P x K; a classifier that gives none gives "error"."""
     rule = frozen(context)
 
@@ -40,12 +40,12 @@ def _labels(context: MetricContext) -> list[list[tuple[str, ...]]]:
     return context.cached("format_labels", lambda: [[label(text) for text in row] for row in context.batch.texts])
 
 
-def _names(context: MetricContext) -> tuple[str, ...]:
+def label_names(context: MetricContext) -> tuple[str, ...]:
     """The labels that columns stand for, in the order the module promises."""
 
     def compute() -> tuple[str, ...]:
         seen, known = (
-            {label for row in _labels(c) for labels in row for label in labels} - {ERROR}
+            {label for row in label_rows(c) for labels in row for label in labels} - {ERROR}
             for c in (context, context.reference)
         )
         return (ERROR, *sorted(known), *sorted(seen - known))
@@ -66,7 +66,7 @@ def fix_names(context: MetricContext, known: Sequence[str] = ()) -> tuple[str, .
 
     Source: a convention of divmon.
     """
-    new = {label for c in (context, context.reference) for row in _labels(c) for labels in row for label in labels}
+    new = {label for c in (context, context.reference) for row in label_rows(c) for labels in row for label in labels}
     names = (*(known or (ERROR,)), *sorted(new - {ERROR, *known}))
     for c in (context, context.reference):
         c.cached("format_names", lambda: names)
@@ -75,13 +75,13 @@ def fix_names(context: MetricContext, known: Sequence[str] = ()) -> tuple[str, .
 
 def _counts(context: MetricContext) -> dict[Channel, np.ndarray]:
     """float[P, F] for each channel; "quality" is the sum of qualities by format."""
-    column = {name: j for j, name in enumerate(_names(context))}
+    column = {name: j for j, name in enumerate(label_names(context))}
     shape = (len(context.batch.probes), len(column))
     counts: dict[Channel, np.ndarray] = {}
     for channel in ("primary", "baseline", "labelled", "judged", "quality", "correct"):
         counts[channel] = np.zeros(shape)
-    before = _labels(context.reference)
-    for p, (row, there) in enumerate(zip(_labels(context), context.baseline_rows, strict=True)):
+    before = label_rows(context.reference)
+    for p, (row, there) in enumerate(zip(label_rows(context), context.baseline_rows, strict=True)):
         primary = np.array([column[labels[0]] for labels in row], dtype=np.intp)
         np.add.at(counts["primary"][p], primary, 1)
         np.add.at(counts["labelled"][p], [column[label] for labels in row for label in set(labels)], 1)
@@ -143,7 +143,7 @@ def _pooled(
 ) -> Pooled:
     """`combine` of sums over prompts by channel. The first channel is the one whose shares are shown."""
     counts = context.cached("format_counts", lambda: _counts(context))
-    names = _names(context)
+    names = label_names(context)
     stacked = np.stack([counts[channel] for channel in channels], axis=-1)
     parts = stacked.reshape(len(stacked), stacked.shape[1] * stacked.shape[2])  # -1 would not do without prompts
     error = getattr(context.classifier, "first_error", None)

@@ -150,6 +150,11 @@ class GenerateSampler:
         """The tokens of a prompt as the trainer makes them, however many."""
         return self._tokens(probe, policy_of(self.model))
 
+    def prompt_ids(self, probes: ProbeSet) -> tuple[tuple[int, ...], ...]:
+        """The prompt tokens that completions of `probes` are drawn from, for a bank."""
+        policy = policy_of(self.model)
+        return tuple(self._encode(probe, policy) for probe in probes)
+
     def _grid(self, probes: Sequence[Probe], keys: Sequence[Sequence[int]]) -> list[list[_Drawn]]:
         """A completion for each key of each probe; the model is left as found."""
         policy = policy_of(self.model)

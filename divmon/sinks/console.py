@@ -70,12 +70,18 @@ class ConsoleSink:
 
     Args:
         stream: Where to write; standard output, as it is at that moment, without one.
+        metrics: Exactly these metrics are shown; see `divmon.sinks.base.choose` for the default.
+        alerts: Nothing but alerts and the table at the end, for a series that comes often.
     """
 
     name = "console"
 
-    def __init__(self, stream: TextIO | None = None) -> None:
+    def __init__(
+        self, stream: TextIO | None = None, *, metrics: Sequence[str] | None = None, alerts: bool = False
+    ) -> None:
         self._stream = stream
+        self._metrics = metrics
+        self._alerts = alerts
         self._begin()
 
     def _begin(self) -> None:
@@ -97,14 +103,14 @@ class ConsoleSink:
             self._resumed = observation.baseline is not None and observation.baseline.step != observation.step
         self._steps.append(observation.step)
         self._watched |= {f"{e.alarm}/{e.domain}": f"{e.domain}/{e.metric}" for e in observation.events}
-        self._chosen = choose(observation, keep=self._chosen)
+        self._chosen = choose(observation, metrics=self._metrics, keep=self._chosen)
         for m in observation.measurements:
             if math.isfinite(m.value):
                 self._first.setdefault(m.key, m)
                 self._last[m.key] = m
         coloured = _coloured(self._target)
         line, shown = status_line(observation, self._first, watched=self._watched, coloured=coloured)
-        for text in (line, *self._legend(shown)):
+        for text in () if self._alerts else (line, *self._legend(shown)):
             self._write(text)
         for found in observation.verdicts:
             self._checked(found)
@@ -139,7 +145,8 @@ class ConsoleSink:
             return
         self._closed = True
         if not self._steps:
-            self._write("divmon  no evaluation took place")
+            if not self._alerts:
+                self._write("divmon  no evaluation took place")
             return
         for line in self._table():
             self._write(line)

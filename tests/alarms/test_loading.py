@@ -173,7 +173,7 @@ def cells(domain):
 
 def test_the_default_rules_watch_what_is_harmful_in_each_domain():
     everywhere = {"token_entropy", "length", "coverage", "hard_coverage", "correct_distance"}
-    different = {"tfidf_distance", "semantic_distance", "effective_formats", "format_dominance"}
+    different = {"tfidf_distance", "semantic_distance", "effective_formats", "format_dominance", "tail_to_head"}
     for domain in ("code", "math"):
         assert cells(domain) - {"voice_spread"} == everywhere
     for domain in ("creative", "ideation", "opinion", "train", "my-own"):

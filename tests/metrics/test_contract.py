@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from toys import JUDGES, SHAPES, K, P, context, encoder, full, mean, metrics, numbers, texts_of
+from toys import JUDGES, SHAPES, K, P, context, encoder, full, mean, metrics, numbers, seen, texts_of
 
 from divmon.errors import ConfigError
 from divmon.metrics import METRICS, MetricContext, PerPrompt, Pooled, evaluate, resolve
@@ -16,7 +16,7 @@ from divmon.plain import to_json
 
 FAMILIES = {
     *("lexical", "syntax", "compression", "semantic", "spectrum", "entropy", "formats", "tails", "coverage", "inputs"),
-    *("quality", "human", "voice", "hivemind", "user"),
+    *("quality", "human", "voice", "hivemind", "scored", "user"),
 }
 OF_TEXT = {name for name, metric in METRICS.items() if metric.family in ("lexical", "compression", "semantic")}
 every = metrics()
@@ -143,7 +143,7 @@ def test_hostile_text_raises_nothing(metric):
 
 @every
 def test_pooled_statistics_can_be_resampled(metric):
-    result = evaluate(metric, context(texts_of(6), baseline=context(texts_of(9), seed=9)))
+    result = evaluate(metric, seen(metric, context(texts_of(6), baseline=context(texts_of(9), seed=9))))
     if not isinstance(result, Pooled):
         assert metric.scope == "per_prompt"
         return

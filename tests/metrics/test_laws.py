@@ -76,7 +76,7 @@ def test_identical_completions_are_the_extreme(metric, text, k):
             assert sign * low <= sign * high + 1e-9
 
 
-@metrics(lambda metric: metric.scope == "per_prompt")
+@metrics(lambda metric: metric.scope == "per_prompt" and "block" not in metric.needs)
 @given(texts=st.lists(ROW, min_size=2, max_size=4))
 @QUICK
 def test_a_prompt_does_not_see_the_others(metric, texts):

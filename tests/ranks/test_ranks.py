@@ -79,6 +79,19 @@ def test_rollouts_of_both_ranks_make_whole_groups(tmp_path: Path) -> None:
     assert [len(row) for row in rollouts.batch(0).texts] == [4, 4]  # 4 rows a rank, 4 completions a prompt
 
 
+def test_both_score_and_sample_when_the_clock_of_rank_0_says_and_a_failing_scorer_hangs_nobody(tmp_path: Path) -> None:
+    watched = tmp_path / "watched"
+    assert set(launch(tmp_path / "plain", "plain")) == set(launch(watched, "scorer:1"))
+    scores = divmon.History.read(watched).scores()
+    assert [e.step for e in scores.evaluations] == list(range(7))  # every tenth of six steps is a step
+    found = [next(m for m in e.measurements if m.metric == "retained_mass") for e in scores.evaluations]
+    assert found[0].value == 1.0
+    assert [m.value < 1.0 for m in found] == [False, True, *[False] * 5]  # then rank 1 fails
+    assert all("scorer_failures" in (m.reason or "") for m in found[2:])
+    assert [(e.step, e.alarm) for e in scores.fired()] == [(1, "lost")]
+    assert (watched / "checkpoint-1").is_dir()
+
+
 def test_a_lever_sees_whole_groups_where_no_rank_has_one(tmp_path: Path) -> None:
     lines = launch(tmp_path, "grpo-lever")  # each rank checks the advantages against the definition
     assert len(set(lines)) == 1

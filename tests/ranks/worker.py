@@ -25,6 +25,8 @@ CONFIRMED = [
     {"name": "long", "metric": "length", "rule": "drop", "by": 1e-6, "tolerate": 0, "severity": "critical"},
 ]
 
+LOST = {"name": "lost", "metric": "retained_mass", "rule": "drop", "by": 1e-6, "for": 1, "then": ["save"]}
+
 
 def load(name: str) -> Any:
     path = Path(__file__).parents[1] / f"{name}.py"
@@ -48,6 +50,15 @@ def break_rank(rank: int, seam: str) -> None:
 
     if seam == "sampler":
         GenerateSampler.__call__ = broken  # type: ignore[method-assign]
+    elif seam == "scorer":
+        from divmon.samplers.score import Scorer
+
+        score = Scorer.__call__
+
+        def once(self: Any, bank: Any, *, step: int) -> Any:
+            return score(self, bank, step=step) if step < 2 else broken()
+
+        Scorer.__call__ = once  # type: ignore[method-assign]
     elif seam == "metric":
         from divmon import monitor
 
@@ -136,6 +147,8 @@ def main(out: Path, mode: str) -> None:
     if mode == "stop":
         rule = {"name": "always", "metric": "length", "rule": "above", "level": 0.5, "for": 2, "then": ["save", "stop"]}
         settings["alarms"] = [rule]
+    if mode.startswith("scorer"):  # rank 0 reads its clock: the others could not know
+        settings |= {"budget": "60%", "alarms": [LOST]}
     if mode.startswith(("draw", "confirm")):
         settings["alarms"] = CONFIRMED
     more: dict[str, Any] = {}

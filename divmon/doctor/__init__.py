@@ -1,0 +1,1 @@
+"""``divmon doctor``: is this environment fit, what will watching cost, and what did it cost."""
