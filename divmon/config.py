@@ -19,6 +19,7 @@ from divmon.monitor import Lenses
 from divmon.probes import PACKS, ProbeSet
 from divmon.settings import Settings
 from divmon.sinks import Sink, as_sink
+from divmon.yardsticks import Yardsticks, yardsticks
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,7 @@ class Plan:
     sinks: tuple[Sink, ...]
     default_sinks: bool = True
     levers: Mapping[str, LeverSettings] = field(default_factory=dict)
+    given: Yardsticks = field(default_factory=lambda: Yardsticks({}))
 
 
 def plan(settings: Settings) -> Plan:
@@ -44,12 +46,17 @@ def plan(settings: Settings) -> Plan:
     """
     probes = None if settings.probes is None else ProbeSet.of(settings.probes)
     lenses = _lenses(settings)
-    metrics = _metrics(settings)
+    compared = {name: getattr(settings, name) for name in ("references", "others", "attributes")}
+    given = yardsticks(**compared, encoder=settings.encoder is not None)
+    metrics = _metrics(settings, given)
     rules = _rules(settings, metrics, probes)
     named = ["default"] if settings.sinks is None else _listed("sinks", settings.sinks)
     sinks = tuple(as_sink(sink) for sink in named if sink != "default")
     shown = "default" in named
-    return Plan(settings, probes, metrics, rules, lenses, sinks, default_sinks=shown, levers=lever_settings(rules))
+    if probes is not None:
+        given.check(probes)
+    levers = lever_settings(rules)
+    return Plan(settings, probes, metrics, rules, lenses, sinks, default_sinks=shown, levers=levers, given=given)
 
 
 def check_domains(rules: Iterable[Rule] | RuleSet, probes: ProbeSet) -> None:
@@ -97,12 +104,12 @@ def fit(plan: Plan, probes: ProbeSet) -> Plan:
     return plan
 
 
-def _metrics(settings: Settings) -> tuple[Metric, ...]:
+def _metrics(settings: Settings, given: Yardsticks) -> tuple[Metric, ...]:
     chosen = settings.metrics
     chosen = ["default"] if chosen is None else _listed("metrics", chosen)
     lenses = ("encoder", "nli", "equivalence")
-    standard = default_metrics(**{name: getattr(settings, name) is not None for name in lenses})
-    groups = [standard if spec == "default" else (resolve(spec),) for spec in chosen]
+    standard = given.joined(default_metrics(**{name: getattr(settings, name) is not None for name in lenses}))
+    groups = [standard if spec == "default" else (_bound(spec, given),) for spec in chosen]
     metrics = tuple(metric for group in groups for metric in group)
     names = [metric.name for metric in metrics]
     for metric in metrics:
@@ -119,6 +126,11 @@ def _metrics(settings: Settings) -> tuple[Metric, ...]:
             f"k={settings.k} is too small to see diversity within a prompt. Set k=2 or more (8 is the default)."
         )
     return metrics
+
+
+def _bound(spec: Any, given: Yardsticks) -> Metric:
+    """A metric as it is measured here; one of the user's attributes has a name only here."""
+    return given.metrics[spec] if isinstance(spec, str) and spec in given.metrics else given.bound(resolve(spec))
 
 
 def _check_lenses(metric: Metric, settings: Settings) -> None:

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 from divmon.errors import ConfigError, unknown
 from divmon.metrics import METRICS
+from divmon.metrics.human import DIMENSIONS
 from divmon.records import OVERALL, Observation, State
 
 # Where each named sink lives. Modules are loaded when asked for, so that naming one sink does not load the others.
@@ -32,6 +33,10 @@ DEFAULT_METRICS = (
     "format_dominance",
     "coverage",
     "token_entropy",
+    "human_gap",
+    "hivemind_similarity",
+    "source_models",
+    *(f"human_gap_{name}" for name in DIMENSIONS),
 )
 LEVELS: dict[State, float] = {"unknown": 0.0, "inactive": 0.0, "pending": 1.0, "firing": 2.0}
 BIDI = frozenset("\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
