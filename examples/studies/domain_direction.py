@@ -2,8 +2,8 @@
 
 A character model is pretrained on two domains: expressions with a property that is asked for ("code: even(x)="), and
 one-line tales about an animal. GRPO then pays quality in both with the same kind of reward, 0 or 1, that knows nothing
-of diversity. Per domain the change of diversity is measured at three levels (words, form, meaning), among all completions
-and among the valid ones, with intervals over prompts. Whatever sign comes out is the result.
+of diversity. Per domain the change of diversity is measured at three levels (words, form, meaning), among all
+completions and among the valid ones, with intervals over prompts. Whatever sign comes out is the result.
 
     python examples/studies/domain_direction.py            # about four minutes on one core
     python examples/studies/domain_direction.py --quick

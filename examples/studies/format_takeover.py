@@ -36,8 +36,8 @@ STUDY = Study(
     feature="curves `format_dominance`, `effective_formats`, `winner_gap`; `formats=`; report: steps to dominance",
     source="Zhao et al. 2025, arXiv:2504.07912",
 )
-# mixture -> format -> how common it is, and the share of sums that it always gets wrong (off by one). Errors that are the
-# same each time are ignorance, which RL cannot sample its way out of; errors by chance it would simply train away.
+# mixture -> format -> how common it is, and the share of sums that it always gets wrong (off by one). Errors that are
+# the same each time are ignorance, which RL cannot sample its way out of; errors by chance it would simply train away.
 MIXTURES = {
     "best is commonest": {"program": (0.4, 0.1), "prose": (0.3, 0.6), "latex": (0.2, 0.5), "bullets": (0.1, 0.4)},
     "best is rare": {"program": (0.25, 0.5), "prose": (0.45, 0.6), "latex": (0.15, 0.5), "bullets": (0.15, 0.1)},
@@ -78,7 +78,7 @@ def documents(mixture: str, seed: int) -> Any:
 
 
 def base(size: str, mixture: str, folder: Path, *, steps: int = 300, seed: int) -> Path:
-    """A base model on disk: the packaged one trained further on `mixture`, or a larger one trained on it from scratch."""
+    """A base model on disk: the packaged one trained further on `mixture`, or a larger one trained from scratch."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
