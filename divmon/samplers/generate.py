@@ -103,10 +103,10 @@ class GenerateSampler:
             )
         for probe in chats:
             try:
-                self._tokens(probe, policy)
+                self.tokens(probe, policy)
             except Exception as error:
                 raise ConfigError(f"Probe {probe.id!r} does not fit the chat template: {error}") from error
-        cut = 0 if window is None else sum(len(self._tokens(p, policy)) > window - longest for p in probes)
+        cut = 0 if window is None else sum(len(self.tokens(p, policy)) > window - longest for p in probes)
         if cut:
             log.warning(
                 "divmon: %d of %d prompts lose their beginning: the model's window of %s tokens has room for %s after "
@@ -152,11 +152,11 @@ class GenerateSampler:
 
     def _encode(self, probe: Probe, policy: Any) -> tuple[int, ...]:
         """Prompt tokens; the end is kept where the model's window is too short."""
-        ids, window = self._tokens(probe, policy), window_of(policy)
+        ids, window = self.tokens(probe, policy), window_of(policy)
         room = len(ids) if window is None else max(1, window - self.decoding.max_new_tokens)
         return tuple(int(i) for i in ids[-room:])
 
-    def _tokens(self, probe: Probe, policy: Any) -> list[int]:
+    def tokens(self, probe: Probe, policy: Any) -> list[int]:
         """All prompt tokens, as the trainer makes them."""
         if probe.token_ids is not None:
             ids = list(probe.token_ids)

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 STUDIES = Path(__file__).parents[2] / "examples" / "studies"
-SCRIPTS = sorted(path.name for path in STUDIES.glob("*.py") if path.stem not in ("_study", "table"))
+SCRIPTS = sorted(path.name for path in STUDIES.glob("*.py") if path.stem not in ("table",) and not path.stem.startswith("_"))
 
 
 def load(name: str) -> Any:
