@@ -17,7 +17,6 @@ import time
 import weakref
 from dataclasses import replace
 from html.parser import HTMLParser
-from pathlib import Path
 
 import pytest
 
@@ -175,7 +174,7 @@ def on_two_workers(lineage, rows, out):
         port = str(probe.getsockname()[1])
     script = out.with_suffix(".py")
     script.write_text(WORKER)
-    launch = ["-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1",
+    launch = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1",
               "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", port]  # fmt: skip
     given = json.dumps([{name: str(path) for name, path in lineage.items()}, rows, str(out), MANY])
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "GLOO_SOCKET_IFNAME": "lo"}
