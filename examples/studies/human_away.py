@@ -102,9 +102,10 @@ def judge(found: Mapping[str, Any]) -> Outcome:
     further = sum(
         abs(found["dimensions_after"][name]) > abs(value) for name, value in found["dimensions_before"].items()
     )
+    reward = f"{found['reward_before']:.2f} to {found['reward_after']:.2f}"
     told = (
-        f"{further} of 6 dimensions moved away, {found['away_after']} are off people at the end, "
-        f"{found['away_before']} were; the reward went from {found['reward_before']:.2f} to {found['reward_after']:.2f}."
+        f"{further} of 6 dimensions moved away; {found['away_before']} were off people, {found['away_after']} are at "
+        f"the end; the reward went from {reward}."
     )
     if low > before[1] and further > 3:
         return Outcome(number, told, True)

@@ -1,8 +1,9 @@
 """Does a writing assistant erase its users' voices? Rewrites before and after post-training for polish.
 
 Writers differ in how often they say "i", "can't", "maybe", plain verbs and "!". A tiny model first learns to give their
-texts back, with slips either way. GRPO then rewards polish: the smooth variant of each word, in its place. divmon watches the
-rewrites: how far each attribute moves (shift), and whether writers still differ (spread), next to the reward.
+texts back, with slips either way. GRPO then rewards polish: the smooth variant of each word, in its place. divmon
+watches the rewrites: how far each attribute moves (shift), and whether writers still differ (spread), next to the
+reward.
 
     python examples/studies/voice.py --quick    # offline, on a CPU
 """
@@ -26,7 +27,7 @@ STUDY = Study(
 PAIRS = (("i", "one"), ("can't", "cannot"), ("maybe", "certainly"), ("get", "acquire"), ("!", "."))
 NOUNS = ("bread", "a boat", "the keys", "some rest", "a map", "the news", "a lamp", "help")
 SENTENCES = 3
-SMOOTH = {raw: smooth for raw, smooth in PAIRS}
+SMOOTH = dict(PAIRS)
 OTHER = SMOOTH | {smooth: raw for raw, smooth in PAIRS}
 SLIP = 0.2
 
