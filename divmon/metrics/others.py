@@ -17,12 +17,11 @@ from typing import Any
 import numpy as np
 
 from divmon.metrics.base import Encoder, Metric, MetricContext, PerPrompt, Result, missing
-from divmon.metrics.hivemind import NEAREST, OWN
+from divmon.metrics.hivemind import NEAREST, OWN, distinct_models
 from divmon.metrics.semantic import MAX_KERNEL, Idf, embeddings, fit_idf, frozen_idf, surface_kernel
 from divmon.records import Probe, SampleBatch
 
 COLUMN = "others"
-_DIGITS = 9  # cosines that differ by less are equal, so that the order of completions does not matter
 _NO_BANK = "no completions of other models: pass others="
 _UNASKED = "no other model has answered this prompt"
 Texts = tuple[str, ...]
@@ -101,13 +100,10 @@ def source_counts(kernel: np.ndarray, sizes: Sequence[int], *, nearest: int) -> 
     total = len(kernel)
     if total < 2 or not np.isfinite(kernel).all():
         return math.nan
-    away = -np.round(kernel, _DIGITS)
-    np.fill_diagonal(away, math.inf)
-    near = np.argsort(away, axis=1, kind="stable")[:, : min(nearest, total - 1)]
-    model = np.repeat(np.arange(len(sizes)), sizes)
-    seen = np.zeros((total, len(sizes)), dtype=bool)
-    seen[np.arange(total)[:, None], model[near]] = True
-    return float(seen.sum() / total)
+    near = np.array(kernel)
+    np.fill_diagonal(near, -math.inf)
+    member = np.repeat(np.eye(len(sizes)), sizes, axis=0)
+    return float(distinct_models(near, member, min(nearest, total - 1)).mean())
 
 
 class _Vectors:

@@ -54,7 +54,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     from divmon.yardsticks import read_references
 
     rng = random.Random(args.seed)
-    learned, steps, rounds = (16, 90, 10) if args.quick else (24, 400, 40)
+    learned, steps, rounds = (16, 90, 10) if args.quick else (24, 400, 20)
     people = [spaced(text) for text in read_references(args.references).texts]
     rng.shuffle(people)
     seen, unseen = people[:learned], people[learned:]
