@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -15,6 +17,8 @@ import divmon
 from divmon.demo import sums
 from divmon.probes import ProbeSet
 from divmon.records import SampleBatch
+
+PACKAGED = Path(sums.__file__).with_name("model")
 
 
 def number(texts: list[str]) -> float:
@@ -44,12 +48,37 @@ def told() -> Callable[[Mapping[str, Mapping[str, float]]], Any]:
     return open_table
 
 
+def load_model() -> Any:
+    from transformers import AutoModelForCausalLM
+
+    return AutoModelForCausalLM.from_pretrained(PACKAGED)
+
+
+def load_tokenizer() -> Any:
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(PACKAGED)
+
+
+@pytest.fixture(scope="session")
+def packaged() -> Any:
+    """The packaged model and its tokenizer, without the trainers that `divmon.demo.training` loads."""
+    return SimpleNamespace(load_model=load_model, load_tokenizer=load_tokenizer)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def quick_collections() -> Iterator[None]:
+    """Every checkpoint ends in a garbage collection; what is there already need not be looked at each time."""
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
+
+
 @pytest.fixture(scope="session")
 def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Three stages of the packaged model: the second is sharper, the third has another head and no tokenizer."""
     import torch
-
-    from divmon.demo.training import load_model, load_tokenizer
 
     root = tmp_path_factory.mktemp("lineage")
     for name, scale in (("base", 1.0), ("sft", 1.7), ("rl", 1.6)):

@@ -104,8 +104,7 @@ def test_every_stage_is_split_since_its_parent_and_since_the_base(traced):
     assert found.narrowing == pytest.approx((good - good_now) / (before - now), abs=1e-12)
 
 
-def test_the_numbers_are_those_of_measuring_the_completions_by_themselves(traced, checkpoints):
-    from divmon.demo.training import load_tokenizer
+def test_the_numbers_are_those_of_measuring_the_completions_by_themselves(traced, checkpoints, packaged):
     from divmon.metrics import METRICS
     from divmon.monitor import Monitor
     from divmon.samplers.generate import GenerateSampler
@@ -117,7 +116,7 @@ def test_the_numbers_are_those_of_measuring_the_completions_by_themselves(traced
     from divmon.demo import sums
 
     rows = [{"id": s.prompt, "prompt": s.prompt, "domain": "easy" if s.a < 5 else "hard"} for s in sums.prompts()[::9]]
-    sampler = GenerateSampler(loaded, load_tokenizer(), 4, divmon.Settings(max_new_tokens=24).decoding(1))
+    sampler = GenerateSampler(loaded, packaged.load_tokenizer(), 4, divmon.Settings(max_new_tokens=24).decoding(1))
     batch = sampler(divmon.ProbeSet.of(rows), step=1)
     seen = Monitor([METRICS["effective_formats"], METRICS["token_entropy"]]).observe(batch)
     for domain in ("easy", "hard"):
@@ -206,13 +205,11 @@ def test_killed_and_resumed_and_on_two_workers_the_numbers_are_the_same(checkpoi
     assert files[0] == files[1]
 
 
-def test_adapters_are_put_on_what_they_name_or_on_what_is_named(checkpoints, rows, tmp_path):
+def test_adapters_are_put_on_what_they_name_or_on_what_is_named(checkpoints, rows, tmp_path, packaged):
     peft = pytest.importorskip("peft")
     import torch
 
-    from divmon.demo.training import load_model
-
-    base = load_model()
+    base = packaged.load_model()
     base.name_or_path = str(checkpoints["base"])
     made = peft.get_peft_model(base, peft.LoraConfig(r=4, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM"))
     torch.manual_seed(0)
@@ -287,11 +284,9 @@ def test_reasoning_is_stripped_or_kept_and_a_cut_one_is_no_answer(tmp_path):
         divmon.trace(**same, reasoning="stripp")
 
 
-def test_an_empty_block_is_put_before_every_answer(checkpoints, rows, tmp_path):
+def test_an_empty_block_is_put_before_every_answer(checkpoints, rows, tmp_path, packaged):
     """The tokens that the model is shown, with and without a template that opens the block itself."""
-    from divmon.demo.training import load_tokenizer
-
-    tokenizer = load_tokenizer()
+    tokenizer = packaged.load_tokenizer()
     lineage = Lineage.of({"base": checkpoints["base"], "sft": checkpoints["sft"]})
     asked = sampling.Asked(2, divmon.Settings(max_new_tokens=8).decoding(8))
     model = sampling.open_checkpoint(lineage.base, lineage, asked, suppress=True, several=False)
@@ -314,13 +309,11 @@ def test_an_empty_block_is_put_before_every_answer(checkpoints, rows, tmp_path):
     assert "quiet and its parent base are shown their prompts in different forms" in found.notes[0]
 
 
-def test_templates_and_tokenizers_that_differ_are_said(checkpoints, rows, tmp_path):
+def test_templates_and_tokenizers_that_differ_are_said(checkpoints, rows, tmp_path, packaged):
     import shutil
 
-    from divmon.demo.training import load_tokenizer
-
     shutil.copytree(checkpoints["sft"], tmp_path / "chat")
-    tokenizer = load_tokenizer()
+    tokenizer = packaged.load_tokenizer()
     tokenizer.chat_template = "{% for m in messages %}{{ m['content'] }}{% endfor %}= "
     tokenizer.add_tokens(["zz"])
     tokenizer.save_pretrained(tmp_path / "chat")
