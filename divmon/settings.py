@@ -171,6 +171,9 @@ class Settings:
             raise ConfigError(f"{path} must hold settings, one 'name: value' a line.")
         if isinstance(values.get("alarms"), str):
             values = {**values, "alarms": path.parent / values["alarms"]}
+        for name in ("references", "others"):  # beside the settings, where a file of that name is there
+            if isinstance(values.get(name), str) and (path.parent / values[name]).exists():
+                values = {**values, name: path.parent / values[name]}
         return cls.make(values, where=f"{path}: ")
 
     def decoding(self, cap: int) -> Decoding:

@@ -18,12 +18,13 @@ import numpy as np
 
 from divmon.metrics.base import Encoder, Metric, MetricContext, PerPrompt, Result, missing
 from divmon.metrics.hivemind import NEAREST, OWN, distinct_models
-from divmon.metrics.semantic import MAX_KERNEL, Idf, embeddings, fit_idf, frozen_idf, surface_kernel
+from divmon.metrics.semantic import Idf, embeddings, fit_idf, frozen_idf, surface_kernel
 from divmon.records import Probe, SampleBatch
 
 COLUMN = "others"
 _NO_BANK = "no completions of other models: pass others="
 _UNASKED = "no other model has answered this prompt"
+MAX_POOL = 4096  # completions of one prompt, of all models, whose cosines are held at once
 Texts = tuple[str, ...]
 Answers = Callable[[Probe], Mapping[str, Texts]]
 
@@ -161,7 +162,7 @@ def _companies(
     found: list[Company | None] = []
     for i, (row, texts) in enumerate(zip(rows, batch.texts, strict=True)):
         pool = [text for other in row.values() for text in other]
-        if not pool or not texts or len(pool) + len(texts) > MAX_KERNEL:
+        if not pool or not texts or len(pool) + len(texts) > MAX_POOL:
             found.append(None)
             continue
         if idf is not None:
@@ -202,7 +203,10 @@ def _value(
     found = context.cached(("company", key), lambda: _companies(batch, context, answers, vectors))
     values = np.array([math.nan if one is None else getattr(one, field) for one in found], dtype=float)
     n = np.array([len(row) for row in batch.texts], dtype=int)
-    why = [_UNASKED if one is None else "too few completions, or an embedding is not finite" for one in found]
+    asked = [bool(answers(probe)) for probe in batch.probes]
+    large = f"no completions of its own, or more than {MAX_POOL} of all models"
+    odd = "too few completions, or an embedding is not finite"
+    why = [odd if one else large if any_ else _UNASKED for one, any_ in zip(found, asked, strict=True)]
     reasons = tuple(reason if math.isnan(v) else None for v, reason in zip(values, why, strict=True))
     return PerPrompt(values, np.where(np.isnan(values), 0, n), reasons)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import pkgutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -16,7 +17,7 @@ from divmon.metrics.hivemind import OWN
 from divmon.metrics.others import Bank
 from divmon.metrics.people import References
 from divmon.samplers.file import LISTS, SINGLES, as_lines, parse
-from divmon.samplers.reading import Line, files_of, lines_of
+from divmon.samplers.reading import SUFFIXES, Line, files_of, lines_of
 
 SHIPPED = "shipped"  # instead of a file: the references that come with divmon
 _TEXT = ("text", "reference")
@@ -27,7 +28,9 @@ PREFERENCES = ("ai", "equal", "own")
 def _lines(source: Any, what: str) -> Iterable[Line]:
     if isinstance(source, (str, Path)):
         return lines_of(source)
-    if isinstance(source, Mapping) or not isinstance(source, Iterable):
+    if hasattr(source, "iloc"):
+        raise ConfigError(f"{what}= cannot read a data frame: pass frame.to_dict('records').")
+    if isinstance(source, (Mapping, AbstractSet, bytes)) or not isinstance(source, Iterable):
         raise ConfigError(f"{what}= takes a file, a list or a data set, not a {type(source).__name__}.")
     return as_lines(source, what)
 
@@ -121,7 +124,10 @@ def _banked(source: Any) -> Iterator[tuple[Line, str | None]]:
     if isinstance(source, (str, Path)) or several:
         for one in source if several else [source]:
             for path in files_of(one):
-                yield from ((line, path.name.partition(".")[0]) for line in lines_of(path))
+                name = path.name
+                for suffix in SUFFIXES:
+                    name = name.removesuffix(suffix)
+                yield from ((line, name) for line in lines_of(path))
         return
     yield from ((line, None) for line in _lines(source, "others"))
 

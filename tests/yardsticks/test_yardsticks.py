@@ -361,3 +361,37 @@ def test_attributes_that_cannot_work_are_refused(panel, said):
 def test_an_attribute_that_returns_no_number_says_which():
     with pytest.raises(ValueError, match="'clarity' returned 'high'"):
         read_panel({"clarity": lambda text: "high"}).score(["x"])
+
+
+@pytest.mark.parametrize("source", [{"a": "b"}, {"a", "b"}, 3, b"people.jsonl"])
+def test_what_is_no_list_is_refused(source):
+    for read, name in ((read_references, "references="), (read_bank, "others=")):
+        with pytest.raises(ConfigError, match=name):
+            read(source)
+
+
+def test_a_file_beside_the_settings_is_found(tmp_path):
+    write(tmp_path / "people.jsonl", [{"text": FIXTURE}] * 3)
+    (tmp_path / "divmon.yaml").write_text("references: people.jsonl\nmetrics: [human_gap]\nalarms: []\n")
+    [metric] = plan(Settings.load(tmp_path / "divmon.yaml")).metrics
+    assert "references:3@" in metric.signature
+
+
+def test_a_model_is_named_after_its_file_and_a_column_of_texts_will_do(tmp_path):
+    datasets = pytest.importorskip("datasets")
+    write(tmp_path / "mine.jsonl", [{"prompt": "?", "completion": "a b c"}])
+    write(tmp_path / "theirs.v2.jsonl", [{"prompt": "?", "completion": "a b d"}])
+    assert read_bank([tmp_path / "mine.jsonl", tmp_path / "theirs.v2.jsonl"]).models == ("mine", "theirs.v2")
+    rows = datasets.Dataset.from_list([{"text": "one text", "domain": "a"}, {"text": "another", "domain": "b"}])
+    assert read_references(rows["text"]).texts == read_references(rows).texts == ("one text", "another")
+    assert read_references(rows).of("b") == ("another",)
+
+
+def test_a_pool_of_twenty_five_models_is_measured():
+    rng = np.random.default_rng(8)
+    texts = [pools(rng, "x", 1, k=50)["x"][0] for _ in range(25)]
+    bank = read_bank([{"prompt": "question 0", "model": f"m{i}", "completions": row} for i, row in enumerate(texts)])
+    one = batch(pools(rng, ("own",), 1, k=50)["own"])
+    similarity, sources, _ = (value(metric, one)[0] for metric in hivemind_metrics(bank))
+    assert 0 < similarity < 1
+    assert 10 < sources <= 26
