@@ -34,8 +34,15 @@ DEFAULT_METRICS = (
     "coverage",
     "token_entropy",
 )
-# Measured only where the user gave something to compare with, so each gets its curve and none counts towards a limit.
-ASKED = ("human_gap", *(f"human_gap_{name}" for name in DIMENSIONS), "hivemind_similarity", "source_models")
+# Known only where the user gave something to compare with (references, other models, the writers' own texts), so each
+# gets its curve and none counts towards a limit.
+ASKED = (
+    "human_gap",
+    *(f"human_gap_{name}" for name in DIMENSIONS),
+    "hivemind_similarity",
+    "source_models",
+    "voice_spread",
+)
 LEVELS: dict[State, float] = {"unknown": 0.0, "inactive": 0.0, "pending": 1.0, "firing": 2.0}
 BIDI = frozenset("\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 
