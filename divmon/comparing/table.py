@@ -57,9 +57,7 @@ def _domain(found: Comparison, domain: Domain) -> Iterator[str]:
     if domain.matched is not None:
         chosen = "as asked for" if found.at is not None else "the highest that all reach"
         where = _steps(names, domain.matched)
-        yield from wrapped(
-            f"{_said(domain.domain)}: at {_said(domain.quality)} {domain.level:.4g}, {chosen} ({where})"
-        )
+        yield from wrapped(f"{_said(domain.domain)}: at {_said(domain.quality)} {domain.level:.4g}, {chosen} ({where})")
         yield from _rows(domain.matched)
         second = "second, "
     else:

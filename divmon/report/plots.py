@@ -258,7 +258,8 @@ def lineage(points: Sequence[Point], *, level: float, alt: str) -> Markup:
         if len(points) > _LEVEL:
             axes.tick_params(axis="x", labelrotation=45)
         axes.margins(x=0.06)
-        axes.set_ylim(bottom=min(0.0, axes.get_ylim()[0]))
+        lowest = min((v for p in points for v in (p.value, p.low) if not math.isnan(v)), default=0.0)
+        axes.set_ylim(bottom=0.0 if lowest >= 0 else None)
         return _svg(figure, alt)
 
 

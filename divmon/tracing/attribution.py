@@ -6,6 +6,8 @@ several tasks there are two ways to take that percentage, and they give visibly 
 
 - ``mean of ratios``: in percent of the base task by task, then the mean over tasks. Each task weighs the same.
 - ``ratio of means``: the mean over tasks in percent of the base's mean. Tasks with large numbers weigh more.
+
+What a metric is at least (1 for an effective number) is not taken off: of four formats, one is 25 percent.
 """
 
 from __future__ import annotations

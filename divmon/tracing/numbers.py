@@ -38,7 +38,7 @@ def _counts(n: int, stream: int) -> np.ndarray:
 
 def mean_draws(values: np.ndarray, stream: int) -> np.ndarray:
     """Means of `values` (float[C, n]) over resampled prompts: float[R, C]."""
-    return np.asarray(_counts(values.shape[1], stream) @ values.T) / values.shape[1]
+    return np.asarray(_counts(values.shape[1], stream) @ values.T / values.shape[1])
 
 
 def pooled_draws(result: Pooled, rows: np.ndarray, stream: int) -> np.ndarray:

@@ -51,8 +51,8 @@ def verdict(found: Trace, series: Series, branch: Blame) -> tuple[str, str]:
     sure = f", and most in {branch.sure:.0%} of resampled prompt sets" if not math.isnan(branch.sure) else ""
     more = "lost" if _falls(series) else "added"
     told = (
-        f"{left[0].upper()}{left[1:]}. {short(stage.name, NAME)} {more} {number(abs(stage.change))} points of "
-        f"percent{ends if _falls(series) and not math.isnan(stage.change_low) else ''}, {branch.share:.0%} of what the "
+        f"{left[0].upper()}{left[1:]}. {short(stage.name, NAME)} {more} {number(abs(stage.change))} percentage "
+        f"points{ends if _falls(series) and not math.isnan(stage.change_low) else ''}, {branch.share:.0%} of what the "
         f"stages of this branch {more}{sure}."
     )
     return f"{way}: {short(stage.name, NAME)} lost most", told + kind(found, branch.stage)
