@@ -22,9 +22,11 @@ if TYPE_CHECKING:
     from divmon.models.programs import CodeJudge
     from divmon.monitor import Monitor, replay
     from divmon.probes import ProbeSet
+    from divmon.questions import hivemind, human_gap, voice
     from divmon.records import Measurement, Observation, Probe, SampleBatch
     from divmon.samplers.file import read_completions
     from divmon.settings import Settings
+    from divmon.tracing.engine import trace
     from divmon.widening.engine import widen
 
 __version__ = "0.1.0"
@@ -46,9 +48,13 @@ _HOME = {
     "SelfTraining": "selftraining",
     "Settings": "settings",
     "divpo_pairs": "mitigations",
+    "hivemind": "questions",
+    "human_gap": "questions",
     "measure": "measuring",
     "read_completions": "samplers.file",
     "replay": "monitor",
+    "trace": "tracing.engine",
+    "voice": "questions",
     "watch": "attach",
     "widen": "widening.engine",
 }
@@ -69,9 +75,13 @@ __all__ = [
     "SelfTraining",
     "Settings",
     "divpo_pairs",
+    "hivemind",
+    "human_gap",
     "measure",
     "read_completions",
     "replay",
+    "trace",
+    "voice",
     "watch",
     "widen",
 ]

@@ -13,7 +13,9 @@ from typing import Any
 from divmon.comparing.options import add_compare
 from divmon.doctor.options import add_doctor
 from divmon.errors import ConfigError, DivmonError, HistoryError
+from divmon.questions.options import add_questions
 from divmon.rulebook.options import add_replay, add_rules
+from divmon.tracing.options import add_trace
 from divmon.widening.options import add_widen
 
 
@@ -73,6 +75,8 @@ def _parser() -> argparse.ArgumentParser:
     report.set_defaults(run=_report)
 
     add_compare(commands).set_defaults(run=_compare)
+    add_trace(commands).set_defaults(run=_trace)
+    add_questions(commands)
     add_rules(commands)
     add_replay(commands)
     add_widen(commands)
@@ -101,6 +105,9 @@ def _measure_parser(commands: Any) -> None:
     measure.add_argument("--encoder", help="'offline', or a sentence-transformers model: adds semantic_distance")
     measure.add_argument("--nli", metavar="NAME", help="a model of entailment, for metrics that need one")
     measure.add_argument("--equivalence", metavar="NAME", help="what judges whether two completions say the same")
+    measure.add_argument("--references", metavar="FILE", help="texts by people, or 'shipped': adds human_gap")
+    measure.add_argument("--others", action="append", metavar="FILE", help="other models' completions; repeat for more")
+    measure.add_argument("--attribute", action="append", metavar="NAME", help="what voices are compared by")
     measure.add_argument("--reward", action="append", metavar="COLUMN", help="judges completions; several are summed")
     measure.add_argument("--json", metavar="FILE", help="write every number there; - for standard output")
     measure.add_argument("--out", type=Path, help="also record a run there (reads the whole file into memory)")
@@ -161,7 +168,8 @@ def _measure(args: argparse.Namespace) -> int:
 
 
 def _lenses(args: argparse.Namespace) -> dict[str, Any]:
-    return {"metrics": args.metric, "encoder": args.encoder, "nli": args.nli, "equivalence": args.equivalence}
+    given = {"metrics": args.metric, "attributes": args.attribute}
+    return given | {name: getattr(args, name) for name in ("encoder", "nli", "equivalence", "references", "others")}
 
 
 def _record(args: argparse.Namespace) -> None:
@@ -218,6 +226,12 @@ def _compare(args: argparse.Namespace) -> int:
         _write(args.html, render(found))
     _say(text if args.json == "-" else table(found))
     return 0
+
+
+def _trace(args: argparse.Namespace) -> int:
+    from divmon.tracing.command import run
+
+    return run(args, _say)
 
 
 def _protocols(args: argparse.Namespace) -> int:

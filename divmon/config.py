@@ -22,6 +22,7 @@ from divmon.records import LEVERS, ROLLBACK
 from divmon.resampling.critics import as_critic
 from divmon.settings import Settings
 from divmon.sinks import Sink, as_sink
+from divmon.yardsticks import Yardsticks, yardsticks
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,7 @@ class Plan:
     levers: Mapping[str, LeverSettings] = field(default_factory=dict)
     rollback: RollbackSettings | None = None
     critic: Any = None
+    given: Yardsticks = field(default_factory=lambda: Yardsticks({}))
 
 
 def plan(settings: Settings) -> Plan:
@@ -50,14 +52,18 @@ def plan(settings: Settings) -> Plan:
     """
     probes = None if settings.probes is None else ProbeSet.of(settings.probes)
     lenses = _lenses(settings)
-    metrics = _metrics(settings)
+    compared = {name: getattr(settings, name) for name in ("references", "others", "attributes")}
+    given = yardsticks(**compared, encoder=settings.encoder is not None)
+    metrics = _metrics(settings, given)
     rules, score_rules = _divided(_rules(settings, metrics, probes))
     named = ["default"] if settings.sinks is None else _listed("sinks", settings.sinks)
     sinks = tuple(as_sink(sink) for sink in named if sink != "default")
     shown = "default" in named
+    if probes is not None:
+        given.check(probes)
     levers, rollback = lever_settings(rules), rollback_settings(rules)
     acting = {"levers": levers, "rollback": rollback, "critic": _critic(settings, levers), "score_rules": score_rules}
-    return Plan(settings, probes, metrics, rules, lenses, sinks, default_sinks=shown, **acting)
+    return Plan(settings, probes, metrics, rules, lenses, sinks, default_sinks=shown, given=given, **acting)
 
 
 def check_domains(rules: Iterable[Rule] | RuleSet, probes: ProbeSet) -> None:
@@ -108,12 +114,12 @@ def fit(plan: Plan, probes: ProbeSet) -> Plan:
     return plan
 
 
-def _metrics(settings: Settings) -> tuple[Metric, ...]:
+def _metrics(settings: Settings, given: Yardsticks) -> tuple[Metric, ...]:
     chosen = settings.metrics
     chosen = ["default"] if chosen is None else _listed("metrics", chosen)
     lenses = ("encoder", "nli", "equivalence")
-    standard = default_metrics(**{name: getattr(settings, name) is not None for name in lenses})
-    groups = [standard if spec == "default" else (resolve(spec),) for spec in chosen]
+    standard = given.joined(default_metrics(**{name: getattr(settings, name) is not None for name in lenses}))
+    groups = [standard if spec == "default" else (_bound(spec, given),) for spec in chosen]
     metrics = tuple(metric for group in groups for metric in group)
     names = [metric.name for metric in metrics]
     for metric in metrics:
@@ -130,6 +136,11 @@ def _metrics(settings: Settings) -> tuple[Metric, ...]:
             f"k={settings.k} is too small to see diversity within a prompt. Set k=2 or more (8 is the default)."
         )
     return metrics
+
+
+def _bound(spec: Any, given: Yardsticks) -> Metric:
+    """A metric as it is measured here; one of the user's attributes has a name only here."""
+    return given.metrics[spec] if isinstance(spec, str) and spec in given.metrics else given.bound(resolve(spec))
 
 
 def _check_lenses(metric: Metric, settings: Settings) -> None:

@@ -242,7 +242,8 @@ def _measured(session: Session, plan: Plan) -> str:
     judged = (
         f"quality:{lenses.judge}@{lenses.correct_at:g}|formats:{lenses.classifier_name}|encoder:{lenses.encoder_name}"
     )
-    return f"k:{plan.settings.k}|{session.decoding.signature}|probes:{session.probes.fingerprint}|{judged}"
+    given = f"|{plan.given.signature}" if plan.given.signature else ""
+    return f"k:{plan.settings.k}|{session.decoding.signature}|probes:{session.probes.fingerprint}|{judged}{given}"
 
 
 def _continue(session: Session, path: Path, plan: Plan, step: int) -> None:

@@ -45,6 +45,9 @@ class SettingsKwargs(TypedDict, total=False):
     encoder: Any
     nli: Any
     equivalence: Any
+    references: Any
+    others: Any
+    attributes: Any
     sinks: Sequence[Any] | None
     run_dir: str | Path | None
     chat: bool | None
@@ -95,6 +98,12 @@ class Settings:
         equivalence: What judges whether two completions say the same: ``"rouge1"`` (no model), ``"nli:NAME"``,
             ``"noveltybench"``, ``"pair:NAME@0.5"`` or a function of pairs. Adds `distinct_k` and `semantic_entropy`.
             None: entailment both ways, where `nli` is given and a metric asks.
+        references: Texts by people: a file of rows with a ``text``, a list, a column of a data set, or ``"shipped"``.
+            Adds `human_gap` and a curve for each of its six dimensions.
+        others: Completions of other models on the same prompts: a file of rows with ``prompt``, ``model`` and
+            ``completions``. Adds `hivemind_similarity`, `source_models` and `hivemind_repetition`.
+        attributes: What voices are compared by, in the place of the shipped counts: a mapping from name to a function
+            of one text, or a list in which ``"default"`` keeps the shipped ones. Adds curves for yours.
         sinks: ``"console"``, ``"wandb"``, ``"trackio"``, functions of an `Observation`, or objects with `name`,
             `emit` and `close`; ``"default"`` stands for the console and what the trainer reports to. None: those.
         run_dir: Where the history goes. None: ``divmon`` inside the trainer's output folder.
@@ -131,6 +140,9 @@ class Settings:
     encoder: Any = None
     nli: Any = None
     equivalence: Any = None
+    references: Any = None
+    others: Any = None
+    attributes: Any = None
     sinks: Sequence[Any] | None = None
     run_dir: str | Path | None = None
     chat: bool | None = None
@@ -192,6 +204,9 @@ class Settings:
             raise ConfigError(f"{path} must hold settings, one 'name: value' a line.")
         if isinstance(values.get("alarms"), str):
             values = {**values, "alarms": path.parent / values["alarms"]}
+        for name in ("references", "others"):  # beside the settings, where a file of that name is there
+            if isinstance(values.get(name), str) and (path.parent / values[name]).exists():
+                values = {**values, name: path.parent / values[name]}
         return cls.make(values, where=f"{path}: ")
 
     def decoding(self, cap: int) -> Decoding:

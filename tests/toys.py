@@ -93,6 +93,11 @@ def texts_of(seed, *, p=P, k=K, hostile=False):
     return [pool[i * k : (i + 1) * k] for i in range(p)]
 
 
+def written_by_a_person(i):
+    words = np.random.default_rng(100 + i).choice(VOCABULARY[:10], 20 + i)
+    return f"A person wrote, {'! ' * i}{' '.join(words)}."
+
+
 def full(texts, *, seed=0, step=1, known=True):
     """A batch of these texts with everything known, and its quality."""
     rng = np.random.default_rng(seed)
@@ -103,8 +108,9 @@ def full(texts, *, seed=0, step=1, known=True):
             f"question {i}",
             domain="ab"[i % 2],
             gold="42",
-            reference=f"A person wrote {i} of these lines, with care, and the last of the lines with {'no ' * i}haste.",
+            reference=written_by_a_person(i),
             difficulty=1 + i % 3,
+            columns={"others": {"one": ["the cat runs and sleeps", f"maybe {i}"], "two": ["a blue dog"] * 3}},
         )
         for i in range(len(texts))
     )

@@ -18,15 +18,15 @@ _WAYS = {"paired t": "paired t, {} pairs", "Welch t": "Welch t, {} runs", "boots
 
 def table(found: Comparison) -> str:
     """The comparison as lines for people: equal quality first, the last common step second."""
-    lines = [*_wrapped(f"Compared at equal quality, never at equal step. Reference: {_said(found.reference)}.")]
+    lines = [*wrapped(f"Compared at equal quality, never at equal step. Reference: {_said(found.reference)}.")]
     for name, folders in found.groups.items():
         runs = f"{len(folders)} runs: " if len(folders) > 1 else ""
-        lines += _wrapped(f"{_said(name)}: {runs}{', '.join(map(escape_controls, folders))}", "  ")
+        lines += wrapped(f"{_said(name)}: {runs}{', '.join(map(escape_controls, folders))}", "  ")
     for domain in found.domains:
         lines += _domain(found, domain)
     lines.append("")
     for line in (*_keys(found), *(f"note: {note}" for note in found.notes)):
-        lines += _wrapped(line)
+        lines += wrapped(line)
     return "\n".join(lines)
 
 
@@ -35,7 +35,7 @@ def _said(name: str) -> str:
     return _fit(escape_controls(name), _NAME)
 
 
-def _wrapped(text: str, indent: str = "") -> list[str]:
+def wrapped(text: str, indent: str = "") -> list[str]:
     """`text` in lines of at most `WIDTH` columns of a terminal, on which some characters take two."""
     lines = [indent]
     for word in escape_controls(text).split():
@@ -57,22 +57,20 @@ def _domain(found: Comparison, domain: Domain) -> Iterator[str]:
     if domain.matched is not None:
         chosen = "as asked for" if found.at is not None else "the highest that all reach"
         where = _steps(names, domain.matched)
-        yield from _wrapped(
-            f"{_said(domain.domain)}: at {_said(domain.quality)} {domain.level:.4g}, {chosen} ({where})"
-        )
+        yield from wrapped(f"{_said(domain.domain)}: at {_said(domain.quality)} {domain.level:.4g}, {chosen} ({where})")
         yield from _rows(domain.matched)
         second = "second, "
     else:
-        yield from _wrapped(f"{_said(domain.domain)}: NOT at equal quality. {domain.reason}")
+        yield from wrapped(f"{_said(domain.domain)}: NOT at equal quality. {domain.reason}")
         second = "only "
     if domain.last is None:
-        yield from _wrapped(
+        yield from wrapped(
             f"{_said(domain.domain)}: no step was evaluated in every run, so there is no last common step"
         )
         return
     differs = "where quality differs" if domain.quality else "where quality may differ: more may only mean slower"
     yield ""
-    yield from _wrapped(
+    yield from wrapped(
         f"{_said(domain.domain)}: {second}at the last common step {domain.last.steps[0][0]:.0f}, {differs}"
     )
     yield from _rows(domain.last)
@@ -99,7 +97,7 @@ def _rows(section: Section) -> Iterator[str]:
             if estimate.reason:
                 reasons.setdefault(estimate.reason, []).append(f"{_said(row.metric)} of {_said(estimate.group)}")
     for reason, where in reasons.items():
-        yield from _wrapped(f"{', '.join(where)}: {reason}", "  ")
+        yield from wrapped(f"{', '.join(where)}: {reason}", "  ")
 
 
 def _cells(estimate: Estimate) -> list[str]:

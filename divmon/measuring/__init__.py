@@ -45,8 +45,8 @@ def measure(
             or the models deviate.
         reward_columns: Columns whose sum judges completions, instead of ``reward``, ``correct``, ...
         progress: Show bars on standard error, when it is a terminal.
-        **settings: `metrics`, `encoder`, `nli`, `equivalence`, `quality`, `correct_at`, `formats`, as in
-            `divmon.Settings`.
+        **settings: `metrics`, `encoder`, `nli`, `equivalence`, `quality`, `correct_at`, `formats`, `references`,
+            `others`, `attributes`, as in `divmon.Settings`.
 
     >>> rows = [{"prompt": "Greet.", "completions": ["hello", "hello", "good day"]}]
     >>> results = measure(rows, metrics=["unique_fraction"])

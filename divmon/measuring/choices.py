@@ -14,7 +14,8 @@ from divmon.monitor import Lenses
 from divmon.protocols import Protocol, get_protocol
 from divmon.settings import Settings
 
-ALLOWED = ("metrics", "encoder", "nli", "equivalence", "quality", "correct_at", "formats")
+_GIVEN = ("references", "others", "attributes")
+ALLOWED = ("metrics", "encoder", "nli", "equivalence", "quality", "correct_at", "formats", *_GIVEN)
 _MODELS = ("encoder", "nli", "equivalence")
 _ANY_K = 1 << 30  # a file's K is what it is: too few completions is a missing value with its reason
 

@@ -36,16 +36,18 @@ from divmon.metrics.lexical import DISTINCT, EAD, OPENING_DOMINANCE, SELF_BLEU, 
 from divmon.metrics.likeness import LIKENESS
 from divmon.metrics.nli import NLI_DIVERSITY, NLI_DIVERSITY_WHOLE
 from divmon.metrics.openings import OPENINGS
+from divmon.metrics.others import HIVEMIND
 from divmon.metrics.outputs import ANSWER_ENTROPY, EFFECTIVE_ANSWERS, RARE_RETAINED, UNSEEN_MASS
 from divmon.metrics.overlap import BIGRAM_COLLISION, JACCARD, ROUGE_L, SELF_REPETITION
+from divmon.metrics.people import HUMAN_GAPS
 from divmon.metrics.quality import ALL_CORRECT, ALL_WRONG, COVERAGE, MEAN_QUALITY, PASS_AT_1
 from divmon.metrics.rarefied import RAREFIED
+from divmon.metrics.rewrites import VOICE_SHIFT, VOICE_SPREAD
 from divmon.metrics.scored import SCORED
 from divmon.metrics.semantic import SEMANTIC_DISTANCE, TFIDF_DISTANCE
 from divmon.metrics.syntax import AST
 from divmon.metrics.tails import TAIL_KL, TAIL_RATIO, TAIL_SHARE, TAIL_SHIFT
 from divmon.metrics.upper_tails import LONG_TAIL, SURPRISAL_TAIL
-from divmon.metrics.voice import VOICE_SHIFT, VOICE_SPREAD
 from divmon.metrics.weighted import WEIGHTED
 from divmon.metrics.windows import CLOSING_DISTANCE, OPENING_COLLISION, OPENING_DISTANCE
 
@@ -114,6 +116,8 @@ METRICS: dict[str, Metric] = {
         ACROSS_DISTANCE,
         SEMANTIC_ACROSS_DISTANCE,
         HUMAN_GAP,
+        *HUMAN_GAPS,
+        *HIVEMIND,
         VOICE_SPREAD,
         VOICE_SHIFT,
         *SCORED,

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -26,6 +27,8 @@ ATTRIBUTES = (
 )
 ENGLISH = frozenset({"first_person", "contractions", "hedges"})
 WINDOW, LONG = 25, 7
+
+Scorer = Callable[[str], float]
 
 _ENDS = re.compile(r"[.!?…。！？]+")
 _PLAIN = re.compile(r"[\w\s]+")
@@ -65,6 +68,52 @@ def attributes(texts: Sequence[str]) -> np.ndarray:
     Source: a set of divmon, in the place of the ratings of Röttger et al. (2026), arXiv:2604.22503.
     """
     return np.array([_attributes(text) for text in texts], dtype=float).reshape(len(texts), len(ATTRIBUTES))
+
+
+@dataclass(frozen=True)
+class Panel:
+    """Which attributes of a text are looked at: of those above, and of the user's own.
+
+    Attributes:
+        shipped: Names out of `ATTRIBUTES`.
+        own: Name to a function of one text that returns a number: a count, a classifier, a reward model.
+
+    >>> panel = Panel((), {"length": len})
+    >>> panel.names, panel.score(["abc", ""]).tolist()
+    (('length',), [[3.0], [0.0]])
+    """
+
+    shipped: tuple[str, ...] = ATTRIBUTES
+    own: Mapping[str, Scorer] = field(default_factory=dict)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """All names, those that are shipped first."""
+        return (*self.shipped, *self.own)
+
+    @property
+    def signature(self) -> str:
+        """What goes into signatures: the number of attributes where they are the shipped ones, else their names."""
+        shipped = self == Panel()
+        return f"attributes:{len(ATTRIBUTES) if shipped else ','.join(self.names)}|window:{WINDOW}"
+
+    def score(self, texts: Sequence[str]) -> np.ndarray:
+        """float[N, A], in the order of `names`; NaN where an attribute is undefined.
+
+        Raises:
+            ValueError: A function of the user's returns something else than a number.
+        """
+        found = np.full((len(texts), len(self.names)), math.nan)
+        if self.shipped:
+            found[:, : len(self.shipped)] = attributes(texts)[:, [ATTRIBUTES.index(name) for name in self.shipped]]
+        for column, (name, scorer) in enumerate(self.own.items(), len(self.shipped)):
+            for i, text in enumerate(texts):
+                value = scorer(text)
+                try:
+                    found[i, column] = float(value)
+                except (TypeError, ValueError) as error:
+                    raise ValueError(f"the attribute {name!r} returned {value!r} for a text, not a number") from error
+        return found
 
 
 def _attributes(text: str) -> list[float]:

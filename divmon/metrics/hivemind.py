@@ -11,11 +11,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.special import gammaln
 
 from divmon.metrics.base import Encoder
 
 NEAREST = 50
 OWN = "own"  # the name of the policy's own completions among the models
+_DIGITS = 9  # cosines that differ by less are equal
 _SOURCE_BLOCK = 2048  # completions whose similarities to all others are held at once
 
 
@@ -126,7 +128,8 @@ def source_models(vectors: Mapping[str, Sequence[np.ndarray]], *, nearest: int =
 
     Neighbours are by cosine within the prompt's pool over all models; a completion is not its own neighbour, as in the
     released code. Between 1 (each model keeps to itself) and the number of models. Where the pool is no larger than
-    `nearest`, all others are neighbours. Of equally near ones the first in the order of `vectors` is taken.
+    `nearest`, all others are neighbours. Where several are equally near, as copies of one text are, the number is the
+    one expected when they are taken at random: whose copies come first must not matter.
 
     What moves it besides agreement: `nearest` against the completions a model has (beyond K - 1 there must be others),
     and the number of models. Compare at equal sizes only.
@@ -157,18 +160,47 @@ def _sources(pool: list[np.ndarray], nearest: int) -> float:
     unit = np.concatenate(pool)
     if not np.isfinite(unit).all():
         return math.nan
-    model = np.repeat(np.arange(len(pool)), [len(rows) for rows in pool])
-    n = min(nearest, total - 1)
-    found = 0
+    member = np.repeat(np.eye(len(pool)), [len(rows) for rows in pool], axis=0)
+    found = 0.0
     for i in range(0, total, _SOURCE_BLOCK):
-        away = -(unit[i : i + _SOURCE_BLOCK] @ unit.T)
-        rows = np.arange(len(away))
-        away[rows, i + rows] = math.inf
-        near = np.argsort(away, axis=1, kind="stable")[:, :n]
-        seen = np.zeros((len(away), len(pool)), dtype=bool)
-        seen[rows[:, None], model[near]] = True
-        found += int(seen.sum())
+        near = unit[i : i + _SOURCE_BLOCK] @ unit.T
+        rows = np.arange(len(near))
+        near[rows, i + rows] = -math.inf
+        found += float(distinct_models(near, member, min(nearest, total - 1)).sum())
     return found / total
+
+
+def distinct_models(near: np.ndarray, member: np.ndarray, n: int) -> np.ndarray:
+    """Distinct models among the `n` nearest of each row, float[B]: expected, where equally near ones must be drawn.
+
+    What moves it besides agreement: `n`, and the number of models.
+
+    Args:
+        near: float[B, N], cosines; -inf for a completion itself. They count as equal where they differ by under 1e-9.
+        member: float[N, M], 1 where a completion is a model's.
+        n: At most N - 1.
+
+    >>> copies = np.full((1, 4), 1.0)
+    >>> distinct_models(copies, np.repeat(np.eye(2), 2, axis=0), 2).round(3).tolist()
+    [1.667]
+
+    Source: a convention of divmon for ties, which Jiang et al. (2025), arXiv:2510.22954, leave open.
+    """
+    rounded = np.round(near, _DIGITS)
+    last = -np.partition(-rounded, n - 1, axis=1)[:, n - 1 : n]
+    nearer, tied = (rounded > last).astype(float) @ member, (rounded == last).astype(float) @ member
+    left = n - nearer.sum(axis=1, keepdims=True)  # drawn among the tied ones
+    every = tied.sum(axis=1, keepdims=True)
+    others = every - tied
+    with np.errstate(invalid="ignore"):
+        logs = _log_choose(others, left) - _log_choose(every, left)
+    missed = np.where(others >= left, np.exp(np.where(others >= left, logs, 0.0)), 0.0)
+    return np.asarray(np.where(nearer > 0, 1.0, 1.0 - missed).sum(axis=1))
+
+
+def _log_choose(n: np.ndarray, k: np.ndarray) -> np.ndarray:
+    """Log of the binomial coefficient; NaN where k exceeds n."""
+    return np.asarray(np.where(n >= k, gammaln(n + 1) - gammaln(k + 1) - gammaln(np.maximum(n - k, 0) + 1), math.nan))
 
 
 def hivemind(

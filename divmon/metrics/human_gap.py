@@ -209,12 +209,36 @@ def human_gap_metric(batch: SampleBatch, context: MetricContext) -> Result:
 
     Source: after Jarvis (2013), Language Learning 63(s1); Kendro et al. (2025), arXiv:2508.00086.
     """
+    found = probe_parts(batch, context)
+    if isinstance(found, str):
+        return missing(batch, found)
+    parts, length = found
+
+    def details(columns: np.ndarray) -> Mapping[str, Any]:
+        gaps = zip(DIMENSIONS, compare_parts(columns)[0], strict=True)
+        named = {name: float(x) for name, x in gaps if math.isfinite(x)}
+        return {"gaps": named, "length": length, "left_out": int(columns[:, -1].sum())}
+
+    reason = f"fewer than {MIN_TEXTS} references, or no completion, of {length} words in which a word comes twice"
+    return Pooled(parts, lambda columns: compare_parts(columns)[1], details, reason)
+
+
+def probe_parts(batch: SampleBatch, context: MetricContext) -> tuple[np.ndarray, int] | str:
+    """float[P, 15] and the window: dimensions of each prompt's completions and reference; or why there are none.
+
+    The columns: 1 where a completion counts, its six (means over completions), 1 where the reference counts, its six,
+    completions left out.
+    """
+    return context.cached("human-gap", lambda: _probe_parts(batch))
+
+
+def _probe_parts(batch: SampleBatch) -> tuple[np.ndarray, int] | str:
     references = [probe.reference or "" for probe in batch.probes]
     if not any(references):
-        return missing(batch, _NO_REFERENCE)
+        return _NO_REFERENCE
     length = common_length([len(bare_words(text)) for text in references if text])
     if length < MIN_LENGTH:
-        return missing(batch, _SHORT)
+        return _SHORT
     human = dimensions(references, length=length)
     parts = np.zeros((len(references), 2 * _D + 3))
     for i, (row, text) in enumerate(zip(batch.texts, references, strict=True)):
@@ -225,17 +249,13 @@ def human_gap_metric(batch: SampleBatch, context: MetricContext) -> Result:
             parts[i, : _D + 1] = 1.0, *found[kept].mean(axis=0)
         if text and np.isfinite(human[i]).all():
             parts[i, _D + 1 : -1] = 1.0, *human[i]
+    return parts, length
 
-    def both(columns: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        policy, people = columns[..., : _D + 1], columns[..., _D + 1 : -1]
-        return _compare(policy[..., 1:], people[..., 1:], policy[..., 0] > 0, people[..., 0] > 0)
 
-    def details(columns: np.ndarray) -> Mapping[str, Any]:
-        gaps = {name: float(x) for name, x in zip(DIMENSIONS, both(columns)[0], strict=True) if math.isfinite(x)}
-        return {"gaps": gaps, "length": length, "left_out": int(columns[:, -1].sum())}
-
-    reason = f"fewer than {MIN_TEXTS} references, or no completion, of {length} words in which a word comes twice"
-    return Pooled(parts, lambda columns: both(columns)[1], details, reason)
+def compare_parts(columns: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Standardised gaps float[..., 6] and distance float[...], of the columns of `probe_parts`."""
+    policy, people = columns[..., : _D + 1], columns[..., _D + 1 : -1]
+    return _compare(policy[..., 1:], people[..., 1:], policy[..., 0] > 0, people[..., 0] > 0)
 
 
 HUMAN_GAP = Metric(

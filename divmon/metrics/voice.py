@@ -4,7 +4,8 @@ Two things happen when a model rewrites: every text moves in the same direction 
 writers become more alike (the *spread*, SD over writers, shrinks). Polish and distortion come together, so what readers
 accept belongs beside these numbers: preference is no evidence that a voice was kept.
 
-The attributes are plain counts (`divmon.metrics.attributes`). Ratings by a model or by people go in through `scorers=`.
+The attributes are plain counts (`divmon.metrics.attributes`), or functions of the user's: a `Panel`. Ratings by a model
+or by people may also go in through `scorers=`, which see all texts at once.
 """
 
 from __future__ import annotations
@@ -12,13 +13,10 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
-from divmon.metrics.attributes import ATTRIBUTES, WINDOW, attributes
-from divmon.metrics.base import Metric, MetricContext, Pooled, Result, missing
-from divmon.records import SampleBatch
+from divmon.metrics.attributes import Panel
 from divmon.uncertainty import LEVEL
 
 FLOOR = 0.05  # a spread ratio below it counts as this, so that one attribute that vanishes does not decide the mean
@@ -26,6 +24,7 @@ MIN_WRITERS = 3
 _CHUNK = 4_000_000  # floats held at once while resampling
 
 Scorer = Callable[[Sequence[str]], np.ndarray]
+SHIPPED = Panel()
 
 
 @dataclass(frozen=True)
@@ -92,7 +91,7 @@ def _moments(x: np.ndarray, used: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return np.where(n > 0, mean, math.nan), np.where(n > 1, squares / np.maximum(n - 1, 1), math.nan)
 
 
-def _compare(writer: np.ndarray, model: np.ndarray, within: np.ndarray | float = 0.0) -> np.ndarray:
+def compare(writer: np.ndarray, model: np.ndarray, within: np.ndarray | float = 0.0) -> np.ndarray:
     """float[5, ..., A]: writer's mean, model's mean, shift in SDs, spread ratio, pairs; from float[..., N, A] twice.
 
     `within` is the variance of a prompt's completions around their mean, `model`. With it the model's variance over
@@ -108,7 +107,7 @@ def _compare(writer: np.ndarray, model: np.ndarray, within: np.ndarray | float =
     return np.stack((mean_w, mean_m, (mean_m - mean_w) / spread_w, spread_m / spread_w, n.astype(float)))
 
 
-def _geometric(ratios: np.ndarray) -> np.ndarray:
+def geometric(ratios: np.ndarray) -> np.ndarray:
     """Geometric mean over the attributes that have a ratio, none below `FLOOR`; NaN without any."""
     known = np.isfinite(ratios)
     logs = np.log(np.where(known, np.maximum(ratios, FLOOR), 1.0)).sum(axis=-1)
@@ -129,21 +128,26 @@ def voice(
     model_texts: Sequence[str],
     *,
     scorers: Mapping[str, Scorer] | None = None,
+    panel: Panel = SHIPPED,
+    authors: Sequence[str] | None = None,
     acceptance: Mapping[str, float] | None = None,
     n_boot: int = 1000,
     seed: int = 0,
 ) -> Voice:
     """Shift and spread of every attribute between writers' texts and the model's rewrites of them, with intervals.
 
-    The bootstrap resamples writers, keeping each with the rewrite of their text.
+    The bootstrap resamples writers, keeping each with the rewrite of their text. Where `authors` has several texts of
+    one writer, their means count, on both sides.
 
     What moves it besides the model: the writers (a set of similar ones has little spread to lose), and measurement
     error, which widens both spreads and so pulls their ratio to 1.
 
     Args:
-        writer_texts: N texts, one a writer.
+        writer_texts: N texts.
         model_texts: N rewrites, in the same order.
         scorers: More attributes, such as reward models: a name to a function of texts that returns float[N].
+        panel: Which attributes are counted.
+        authors: Who wrote each text; None: each another.
         acceptance: What to show beside it, for example `preference_shares`.
         n_boot: Resamples; 0 for no intervals.
         seed: Of the resamples.
@@ -160,17 +164,14 @@ def voice(
     """
     if len(writer_texts) != len(model_texts):
         raise ValueError(f"each writer has one rewrite; there are {len(writer_texts)} and {len(model_texts)}")
-    writer, model = (_scored(texts, scorers or {}) for texts in (writer_texts, model_texts))
-    names = (*ATTRIBUTES, *(scorers or {}))
-    mean_w, mean_m, shift_sd, ratio, n = _compare(writer, model)
-    rng = np.random.default_rng(seed)
-    size = len(writer)
-    step = max(1, _CHUNK // max(1, 2 * writer.size))
-    draws = [np.zeros((5, 0, len(names)))]
-    for i in range(0, n_boot if size else 0, step):
-        index = rng.integers(0, size, (min(step, n_boot - i), size))
-        draws.append(_compare(writer[index], model[index]))
-    drawn = np.concatenate(draws, axis=1)
+    if authors is not None and len(authors) != len(writer_texts):
+        raise ValueError(f"each text has one author; there are {len(writer_texts)} and {len(authors)}")
+    writer, model = (_scored(texts, panel, scorers or {}) for texts in (writer_texts, model_texts))
+    if authors is not None:
+        writer, model = _by_author(writer, model, authors)
+    names = (*panel.names, *(scorers or {}))
+    drawn = _resampled(writer, model, n_boot=n_boot, seed=seed)
+    mean_w, mean_m, shift_sd, ratio, n = compare(writer, model)
     shifts = drawn[1] - drawn[0]
     records = tuple(
         Attribute(
@@ -186,142 +187,41 @@ def voice(
         )
         for a, name in enumerate(names)
     )
-    return Voice(records, float(_geometric(ratio)), _interval(_geometric(drawn[3])), acceptance)
+    return Voice(records, float(geometric(ratio)), _interval(geometric(drawn[3])), acceptance)
 
 
-def _scored(texts: Sequence[str], scorers: Mapping[str, Scorer]) -> np.ndarray:
-    columns = [attributes(texts)]
+def _resampled(writer: np.ndarray, model: np.ndarray, *, n_boot: int, seed: int) -> np.ndarray:
+    """float[5, n_boot, A]: what `compare` gives on resampled writers."""
+    rng = np.random.default_rng(seed)
+    size = len(writer)
+    step = max(1, _CHUNK // max(1, 2 * writer.size))
+    draws = [np.zeros((5, 0, writer.shape[1]))]
+    for i in range(0, n_boot if size else 0, step):
+        index = rng.integers(0, size, (min(step, n_boot - i), size))
+        draws.append(compare(writer[index], model[index]))
+    return np.concatenate(draws, axis=1)
+
+
+def _by_author(writer: np.ndarray, model: np.ndarray, authors: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+    """Means over each author's pairs with a value on both sides; NaN without any."""
+    at: dict[str, int] = {}
+    index = np.array([at.setdefault(author, len(at)) for author in authors], dtype=np.intp)
+    used = np.isfinite(writer) & np.isfinite(model)
+    n = np.zeros((len(at), writer.shape[1]))
+    np.add.at(n, index, used)
+    means = []
+    for side in (writer, model):
+        total = np.zeros_like(n)
+        np.add.at(total, index, np.where(used, side, 0.0))
+        means.append(np.divide(total, n, out=np.full_like(n, math.nan), where=n > 0))
+    return means[0], means[1]
+
+
+def _scored(texts: Sequence[str], panel: Panel, scorers: Mapping[str, Scorer]) -> np.ndarray:
+    columns = [panel.score(texts)]
     for name, scorer in scorers.items():
         found = np.asarray(scorer(list(texts)), dtype=float)
         if found.shape != (len(texts),):
             raise ValueError(f"the scorer {name!r} returned shape {found.shape} for {len(texts)} texts")
         columns.append(found[:, None])
     return np.concatenate(columns, axis=1)
-
-
-def _parts(batch: SampleBatch) -> np.ndarray:
-    """float[P, 3 x 11]: the reference's attributes, the mean of the completions', and their variance around it."""
-    a = len(ATTRIBUTES)
-    parts = np.full((len(batch.probes), 3, a), math.nan)
-    for row, probe, texts in zip(parts, batch.probes, batch.texts, strict=True):
-        if not probe.reference or not texts:
-            continue
-        row[0] = attributes([probe.reference])[0]
-        found = attributes(texts)
-        known = np.isfinite(found)
-        n = np.maximum(known.sum(axis=0), 1)
-        mean = np.where(known, found, 0.0).sum(axis=0) / n
-        row[1] = np.where(known.any(axis=0), mean, math.nan)
-        row[2] = (np.where(known, found - mean, 0.0) ** 2).sum(axis=0) / n
-    return parts.reshape(len(parts), 3 * a)
-
-
-def _columns(parts: np.ndarray) -> np.ndarray:
-    a = len(ATTRIBUTES)
-    writer, model, within = (parts[..., i * a : (i + 1) * a] for i in range(3))
-    return _compare(writer, model, within)
-
-
-def _details(parts: np.ndarray) -> Mapping[str, Any]:
-    compared = _columns(parts)
-    rows = {"shift_sd": compared[2], "spread": compared[3]}
-    return {
-        key: {name: float(x) for name, x in zip(ATTRIBUTES, row, strict=True) if math.isfinite(x)}
-        for key, row in rows.items()
-    }
-
-
-def _pooled(batch: SampleBatch, context: MetricContext, combine: Callable[[np.ndarray], np.ndarray]) -> Result:
-    if not any(probe.reference for probe in batch.probes):
-        return missing(batch, "no probe has a reference: the writer's own text")
-    parts = context.cached("voice", lambda: _parts(batch))
-    reason = f"fewer than {MIN_WRITERS} prompts with a reference and a completion, or references that are all alike"
-    return Pooled(parts, combine, _details, reason)
-
-
-def voice_spread(batch: SampleBatch, context: MetricContext) -> Result:
-    """SD over writers of the rewrites' attributes over that of the writers' own texts; geometric mean. Pooled.
-
-    For rewrite probes, whose `reference` is the writer's own text. 1: voices differ as much as before; under 1: they
-    became more alike; higher is more diverse. Ratios below 0.05 count as that. The SD of the rewrites is that expected
-    when one completion is drawn for each writer.
-
-    What moves it besides homogenisation: noise between completions of one prompt, which is spread too, and references
-    that are no one's own text (then it says how varied completions are beside the references, no more).
-
-    Returns:
-        Pooled; NaN for fewer than three writers. ``details`` has each attribute's ratio and shift.
-
-    >>> from divmon.records import Probe
-    >>> own = ["Short one.", "This is a somewhat longer text, by me.", "And then another long text follows here, so!"]
-    >>> batch = SampleBatch(0, tuple(Probe(t, "?", reference=t) for t in own), tuple((t,) for t in own))
-    >>> result = voice_spread(batch, MetricContext(batch))
-    >>> round(float(result.combine(result.parts)), 9)
-    1.0
-
-    Source: spread ratio of Röttger et al. (2026), arXiv:2604.22503, on plain attributes in the place of ratings.
-    """
-    return _pooled(batch, context, lambda parts: _geometric(_columns(parts)[3]))
-
-
-def voice_shift(batch: SampleBatch, context: MetricContext) -> Result:
-    """How far rewrites move the writers' attributes on average: mean absolute shift in SDs of the writers. Pooled.
-
-    0: no attribute moved; 1: each moved by a standard deviation of the writers. Neutral: correcting is a shift too.
-
-    What moves it besides the model: what was asked for (the probes), and chance, with few writers.
-
-    Returns:
-        Pooled; NaN for fewer than three writers. ``details`` has each attribute's shift with its sign.
-
-    >>> from divmon.records import Probe
-    >>> own = ["Short one.", "This is a somewhat longer text, by me.", "And then another long text follows here, so!"]
-    >>> batch = SampleBatch(0, tuple(Probe(t, "?", reference=t) for t in own), tuple((t,) for t in own))
-    >>> result = voice_shift(batch, MetricContext(batch))
-    >>> float(result.combine(result.parts))
-    0.0
-
-    Source: after Röttger et al. (2026), arXiv:2604.22503 (distortion as a mean shift).
-    """
-
-    def combine(parts: np.ndarray) -> np.ndarray:
-        shift = np.abs(_columns(parts)[2])
-        known = np.isfinite(shift)
-        n = known.sum(axis=-1)
-        return np.asarray(np.where(n > 0, np.where(known, shift, 0.0).sum(axis=-1) / np.maximum(n, 1), math.nan))
-
-    return _pooled(batch, context, combine)
-
-
-_SIGNATURE = f"attributes:{len(ATTRIBUTES)}|window:{WINDOW}|floor:{FLOOR:g}"
-
-VOICE_SPREAD = Metric(
-    name="voice_spread",
-    fn=voice_spread,
-    summary="How much rewrites by the model differ between writers, as a multiple of how much the writers' own texts "
-    "do: 1 voices kept, under 1 voices more alike.",
-    family="voice",
-    direction="higher",
-    bounds=(0.0, math.inf),
-    scope="pooled",
-    min_k=1,
-    source="after Röttger et al. 2026, arXiv:2604.22503",
-    signature=_SIGNATURE,
-    standard=True,
-)
-
-VOICE_SHIFT = Metric(
-    name="voice_shift",
-    fn=voice_shift,
-    summary="How far rewrites move the attributes of the writers' texts on average, in standard deviations of the "
-    "writers.",
-    family="voice",
-    direction="neutral",
-    bounds=(0.0, math.inf),
-    unit="SD",
-    scope="pooled",
-    min_k=1,
-    source="after Röttger et al. 2026, arXiv:2604.22503",
-    signature=_SIGNATURE,
-    standard=False,
-)

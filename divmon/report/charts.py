@@ -27,6 +27,10 @@ MAIN = (
     "coverage",
     "token_entropy",
     "length",
+    "human_gap",
+    "hivemind_similarity",
+    "source_models",
+    "voice_spread",
 )
 
 

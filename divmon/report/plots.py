@@ -25,6 +25,7 @@ from divmon.history import Series
 from divmon.report.text import short
 
 SIZE = (4.4, 2.15)  # inches of 72 units: about as wide as a phone, so that text keeps its size
+_LEVEL = 5  # names on an axis that stay level
 MARKED = 40  # evaluations up to which every value gets a mark
 # stand-ins while drawing, replaced by variables of the page afterwards
 INK, MUTED, GRID, CARD, ALARM, ACTED = "#0a0b01", "#0a0b02", "#0a0b03", "#0a0b04", "#0a0b05", "#0a0b08"
@@ -231,6 +232,52 @@ def trails(lines: Sequence[Trail], *, level: float, across: str, alt: str) -> Ma
             axes.axvline(level, color=MUTED, linewidth=1)
         axes.xaxis.set_major_locator(MaxNLocator(nbins=6))
         axes.set_xlabel(across)
+        return _svg(figure, alt)
+
+
+@dataclass(frozen=True)
+class Point:
+    """One checkpoint of a lineage.
+
+    Attributes:
+        name: Under its place on the axis.
+        parent: Index of the point it came from; None for the base.
+        value: Its number; NaN where there is none.
+        low: Lower end of an interval, NaN where there is none.
+        high: Upper end.
+    """
+
+    name: str
+    parent: int | None
+    value: float
+    low: float = math.nan
+    high: float = math.nan
+
+
+def lineage(points: Sequence[Point], *, level: float, alt: str) -> Markup:
+    """A number of each checkpoint with its interval, and a line to each from the one it came from.
+
+    Args:
+        points: In order, the base first.
+        level: Where nothing has changed, drawn as a horizontal line.
+        alt: What the chart shows, for those who do not see it.
+    """
+    with matplotlib.style.context(["default", _STYLE]):
+        figure, axes = _axes()
+        axes.axhline(level, color=MUTED, linewidth=0.8, linestyle=(0, (1, 3)))
+        for i, point in enumerate(points):
+            if point.parent is not None:
+                above = points[point.parent]
+                axes.plot([point.parent, i], [above.value, point.value], color=RUNS[0], linewidth=1.5)
+            if not math.isnan(point.low + point.high):
+                axes.vlines(i, point.low, point.high, color=RUNS[0], linewidth=5, alpha=0.25)
+            axes.plot([i], [point.value], "o", markersize=5, color=RUNS[0])
+        axes.set_xticks(range(len(points)), [short(point.name, 14) for point in points])
+        if len(points) > _LEVEL:
+            axes.tick_params(axis="x", labelrotation=45)
+        axes.margins(x=0.06)
+        lowest = min((v for p in points for v in (p.value, p.low) if not math.isnan(v)), default=0.0)
+        axes.set_ylim(bottom=0.0 if lowest >= 0 else None)
         return _svg(figure, alt)
 
 

@@ -20,6 +20,10 @@ NAMES = {
     "winner_gap": "winner's quality gap",
     "tail_kl": "tail KL",
     "self_bleu": "self-BLEU",
+    "human_gap": "distance from human texts",
+    "hivemind_similarity": "likeness to other models",
+    "source_models": "models among the nearest completions",
+    "voice_spread": "spread of voices",
 }
 
 MEANING = {
@@ -31,6 +35,10 @@ MEANING = {
     "coverage": "Share of prompts with at least one right completion. Lower: problems drop out of reach.",
     "token_entropy": "How unsure the next token is. Can rise while answers become alike: weigh it little.",
     "length": "How long completions are.",
+    "human_gap": "How far the vocabulary is from that of people, in their standard deviations. Higher: further.",
+    "hivemind_similarity": "How like other models' completions they are. Higher: more like everyone else's.",
+    "source_models": "How many models wrote the completions nearest to one. 1: each keeps to itself.",
+    "voice_spread": "How much rewrites differ, beside the writers' own texts. Lower: one voice for all.",
 }
 
 

@@ -143,7 +143,7 @@ class ModelWriter:
         else:
             clean = tuple({**m, "content": printable(str(m.get("content") or ""))} for m in prompt)
         try:
-            return self._sampler.prompt_tokens(Probe("", clean))
+            return self._sampler.tokens(Probe("", clean))
         except Exception as error:
             raise SamplingError(f"A prompt of resampling could not be tokenised: {error}") from error
 

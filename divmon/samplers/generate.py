@@ -103,10 +103,10 @@ class GenerateSampler:
             )
         for probe in chats:
             try:
-                self._tokens(probe, policy)
+                self.tokens(probe)
             except Exception as error:
                 raise ConfigError(f"Probe {probe.id!r} does not fit the chat template: {error}") from error
-        cut = 0 if window is None else sum(len(self._tokens(p, policy)) > window - longest for p in probes)
+        cut = 0 if window is None else sum(len(self.tokens(p)) > window - longest for p in probes)
         if cut:
             log.warning(
                 "divmon: %d of %d prompts lose their beginning: the model's window of %s tokens has room for %s after "
@@ -146,10 +146,6 @@ class GenerateSampler:
         """
         return [self._decode(line[0].tokens) for line in self._grid(probes, [[key] for key in keys])]
 
-    def prompt_tokens(self, probe: Probe) -> list[int]:
-        """The tokens of a prompt as the trainer makes them, however many."""
-        return self._tokens(probe, policy_of(self.model))
-
     def prompt_ids(self, probes: ProbeSet) -> tuple[tuple[int, ...], ...]:
         """The prompt tokens that completions of `probes` are drawn from, for a bank."""
         policy = policy_of(self.model)
@@ -170,12 +166,13 @@ class GenerateSampler:
 
     def _encode(self, probe: Probe, policy: Any) -> tuple[int, ...]:
         """Prompt tokens; the end is kept where the model's window is too short."""
-        ids, window = self._tokens(probe, policy), window_of(policy)
+        ids, window = self.tokens(probe), window_of(policy)
         room = len(ids) if window is None else max(1, window - self.decoding.max_new_tokens)
         return tuple(int(i) for i in ids[-room:])
 
-    def _tokens(self, probe: Probe, policy: Any) -> list[int]:
-        """All prompt tokens, as the trainer makes them."""
+    def tokens(self, probe: Probe) -> list[int]:
+        """All prompt tokens, as the trainer makes them, however many."""
+        policy = policy_of(self.model)
         if probe.token_ids is not None:
             ids = list(probe.token_ids)
         elif isinstance(probe.prompt, str):

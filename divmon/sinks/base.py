@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 from divmon.errors import ConfigError, unknown
 from divmon.metrics import METRICS
+from divmon.metrics.human import DIMENSIONS
 from divmon.records import OVERALL, Observation, State
 
 # Where each named sink lives. Modules are loaded when asked for, so that naming one sink does not load the others.
@@ -32,6 +33,15 @@ DEFAULT_METRICS = (
     "format_dominance",
     "coverage",
     "token_entropy",
+)
+# Known only where the user gave something to compare with (references, other models, the writers' own texts), so each
+# gets its curve and none counts towards a limit.
+ASKED = (
+    "human_gap",
+    *(f"human_gap_{name}" for name in DIMENSIONS),
+    "hivemind_similarity",
+    "source_models",
+    "voice_spread",
 )
 LEVELS: dict[State, float] = {"unknown": 0.0, "inactive": 0.0, "pending": 1.0, "firing": 2.0}
 BIDI = frozenset("\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
@@ -118,9 +128,9 @@ def choose(
     """Which series (``domain/metric``) become curves.
 
     Metric by metric, those a user wrote first and then in the order of `DEFAULT_METRICS`, and within a metric domain by
-    domain in the order they were measured, every series with a finite value is taken until there are `limit`. So every
-    domain gets its surface distance before any gets its second curve. The overall domain counts only for metrics no
-    domain has. Where none of these was measured, all that was is taken.
+    domain in the order they were measured, every series with a finite value is taken until there are `limit`; those of
+    `ASKED` come on top. So every domain gets its surface distance before any gets its second curve. The overall domain
+    counts only for metrics no domain has. Where none of these was measured, all that was is taken.
 
     Args:
         observation: The evaluation.
@@ -131,7 +141,7 @@ def choose(
     finite = {m.key: m for m in observation.measurements if math.isfinite(m.value)}
     if metrics is None:
         own = dict.fromkeys(m.metric for m in observation.measurements if m.metric not in METRICS)
-        names: Sequence[str] = (*own, *DEFAULT_METRICS)
+        names: Sequence[str] = (*own, *DEFAULT_METRICS, *ASKED)
         if not any(m.metric in names for m in finite.values()):
             names = list(dict.fromkeys(m.metric for m in finite.values()))
     else:
@@ -142,11 +152,16 @@ def choose(
         found = [m for m in finite.values() if m.metric == name]
         for m in [m for m in found if m.domain != OVERALL] or found:
             encoded = metrics is None and name == "tfidf_distance" and f"{m.domain}/semantic_distance" in taken
-            if m.key in taken or encoded or (metrics is None and len(chosen) >= limit):
+            full = metrics is None and name not in ASKED and _counted(chosen) >= limit
+            if m.key in taken or encoded or full:
                 continue
             chosen.append(m.key)
             taken.add(m.key)
     return tuple(chosen)
+
+
+def _counted(keys: Sequence[str]) -> int:
+    return sum(key.rpartition("/")[2] not in ASKED for key in keys)
 
 
 def curves(

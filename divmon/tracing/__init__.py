@@ -1,0 +1,1 @@
+"""One probe set over a lineage of checkpoints, and which stage lost the diversity: ``divmon trace``."""
