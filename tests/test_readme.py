@@ -17,6 +17,7 @@ import yaml
 import divmon
 from divmon.alarms import load_rules
 from divmon.cli import main
+from divmon.demo.training import MODEL_DIR
 from divmon.metrics import METRICS
 from divmon.records import Probe
 
@@ -73,6 +74,31 @@ def test_its_commands_that_measure_run(tmp_path: Path, monkeypatch: pytest.Monke
         assert main(shlex.split(command, comments=True)[1:]) == 0, command
         assert "95% interval" in capsys.readouterr().out
     assert Path("by-step.json").exists()
+
+
+def test_its_commands_that_compare_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    sentence = "a quiet morning on the river where nobody spoke of the war and boats went by slowly one after another"
+    words = sentence.split()
+
+    def write(name: str, rows: list[dict[str, Any]]) -> None:
+        Path(name).write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+    texts = [" ".join(words[i:] + words[:i]) * 4 for i in range(12)]
+    write("completions.jsonl", [{"prompt": f"{i}?", "completions": texts[i : i + 4]} for i in range(8)])
+    write("people.jsonl", [{"text": text} for text in texts])
+    for name in ("mine", "theirs"):
+        write(f"{name}.jsonl", [{"prompt": f"{i}?", "model": name, "completions": texts[i : i + 4]} for i in range(8)])
+    write("rewrites.jsonl", [{"original": text, "rewrite": text.upper()} for text in texts])
+    write("probes.jsonl", [{"prompt": f"What is {i}+{i}?", "gold": str(2 * i)} for i in range(2)])
+    Path("divmon.yaml").write_text("budget: 2%\nk: 2\nmax_new_tokens: 8\nprobes: probes.jsonl\n")
+    kinds = ("divmon human", "divmon hivemind", "divmon voice", "divmon trace", "divmon doctor")
+    commands = [line for block in blocks("bash") for line in block.splitlines() if line.startswith(kinds)]
+    assert len(commands) == len(kinds)
+    for command in commands:
+        arguments = shlex.split(re.sub(r"(?:org|out)/\w+", str(MODEL_DIR), command), comments=True)[1:]
+        more = ["--k", "2", "--max-new-tokens", "8"] if arguments[0] == "trace" else []
+        assert main([*arguments, *more]) == 0, command
 
 
 def test_rules_in_yaml_blocks_are_valid() -> None:
