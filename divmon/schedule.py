@@ -323,17 +323,13 @@ def forecast(pace: Pace, *, step_cost: float, score_cost: float, sample_cost: fl
 def in_plan(pace: Pace) -> str:
     """What will be done, before anything has been measured.
 
-    >>> in_plan(Pace(steps=500, score_every=10, gap=100))[:79]
-    'the first completions are scored every 10 steps; new ones are drawn when KL mov'
+    >>> in_plan(Pace(steps=500, score_every=10, gap=100))[49:]
+    'new ones are drawn when KL moves by 0.02 a token, and after 100 steps at the latest'
     """
     often = f"every {pace.score_every} steps" if pace.score_every and pace.budget is None else "as often as it allows"
     least = "" if pace.budget is None else f" (at least every {pace.tenth} steps)"
     limit = "" if pace.budget is None else f"budget {100 * pace.budget:g} % of process time, baseline apart: "
-    late = (
-        f"after {pace.longest} steps at the latest"
-        if pace.budget is None
-        else f"or after {pace.longest} steps, if it can be paid"
-    )
+    late = "at the latest" if pace.budget is None else "if that can be paid"
     return (
         f"{limit}the first completions are scored {often}{least}; new ones are drawn when KL moves by {pace.moved:g} a "
         f"token, and after {pace.longest} steps {late}"
