@@ -214,6 +214,7 @@ def test_a_budget_gives_a_score_in_every_tenth_and_what_it_can_pay(tiny: Any, tm
         ({"score_every": 2, "alarms": [{**BROKEN, "severity": "critical"}]}, "`evidence: screen`"),
         ({"score_every": 2, "alarms": [{**BROKEN, "then": ["gate"]}]}, "needs an alarm on fresh completions"),
         ({"score_every": 2, "moved": 0}, "moved must be above 0"),
+        ({"budget": "2%", "top_p": 0.9}, "Scores need completions drawn with top_p=1"),
     ],
 )
 def test_what_cannot_work_is_said_at_construction(settings: dict[str, Any], said: str) -> None:
