@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -82,7 +82,7 @@ class Pacer:
     def scored(self, step: int, found: Outcome, *, cost: float) -> None:
         """A score has been taken; it may show that a sampling is due. Every rank says so."""
         self.progress = self.progress.after_score(
-            step, cost=cost, drift=found.drift, alarmed=found.alarmed, stale=found.stale
+            step, cost=cost, drift=found.drift, alarmed=found.alarmed, stale=found.stale, crossed=found.crossed
         )
         if self.decision.look <= step:
             self._decide(step)
@@ -146,6 +146,7 @@ class Pacer:
 
     def close(self) -> None:
         """Keep the last reading of the clock."""
+        self.decision = replace(self.decision, score="", sample="", cross=False, over=False)
         self._note()
 
     def _decide(self, step: int) -> None:

@@ -23,6 +23,7 @@ JOURNAL = "schedule.jsonl"  # in the folder of a run: what was decided, and what
 TENTHS = 10  # a run is scored in each of so many parts
 FIFTHS = 5  # and sampled in each of so many, where it can be paid
 FOR_SCORES = 0.5  # share of the budget that scores may take beyond that; the rest is saved up for samplings
+CROSSED = 5  # every fifth score looks at input dependence too
 LOOKS = 100  # decisions over a run, at least: they cost nothing
 _FADE = 0.5  # weight of the newest cost in its moving average
 Reason = Literal["", "every", "tenth", "moved", "stale", "alarm", "gap", "end"]
@@ -87,6 +88,7 @@ class Progress:
         alarmed: Whether an alarm on scores has become pending or has fired since the newest sampling.
         stale: Whether the newest score says that the baseline's completions no longer stand for the policy.
         was_stale: The same when it was sampled.
+        count: Scores so far, that of the baseline among them.
     """
 
     scored: int = 0
@@ -100,9 +102,17 @@ class Progress:
     alarmed: bool = False
     stale: bool = False
     was_stale: bool = False
+    count: int = 0
 
     def after_score(
-        self, step: int, *, cost: float, drift: float, alarmed: bool = False, stale: bool = False
+        self,
+        step: int,
+        *,
+        cost: float,
+        drift: float,
+        alarmed: bool = False,
+        stale: bool = False,
+        crossed: bool = False,
     ) -> Progress:
         """The progress once the policy of `step` has been scored; a `drift` of NaN (it failed) leaves the known one."""
         known = self.drift if math.isnan(drift) else drift
@@ -110,10 +120,11 @@ class Progress:
             self,
             scored=step,
             drift=known,
-            score_cost=_faded(self.score_cost, cost),
+            score_cost=self.score_cost if crossed and self.count else _faded(self.score_cost, cost),
             scores=self.scores + (cost if step else 0.0),
             alarmed=self.alarmed or alarmed,
             stale=stale,
+            count=self.count + 1,
         )
 
     def after_sample(self, step: int, *, cost: float) -> Progress:
@@ -144,6 +155,7 @@ class Decision:
         score: Why to score; "" not to.
         sample: Why to sample; "" not to.
         look: The next step at which to decide. Between the two nothing happens.
+        cross: Whether the score also looks at completions under one another's prompts, which costs as much again.
         over: Whether it goes beyond the budget.
         waits: Why a sampling is wanted that cannot be paid yet; "" when none is.
     """
@@ -152,6 +164,7 @@ class Decision:
     score: Reason = ""
     sample: Reason = ""
     look: int = 0
+    cross: bool = False
     over: bool = False
     waits: Reason = ""
 
@@ -165,7 +178,7 @@ def decide(pace: Pace, progress: Progress, step: int, clock: Clock) -> Decision:
     """
     score, over = _score(pace, progress, step, clock)
     if score:
-        return Decision(step, score=score, look=step, over=over)
+        return Decision(step, score=score, look=step, cross=_crosses(pace, progress, clock), over=over)
     wanted = _wanted(pace, progress, step)
     payable = wanted and _payable(pace, progress, step, clock, wanted)
     after = replace(progress, sampled=step) if payable else progress
@@ -194,6 +207,14 @@ def _score(pace: Pace, progress: Progress, step: int, clock: Clock) -> tuple[Rea
     # an account of their own: samplings that were paid in advance do not make scores rarer
     paid = progress.scores + cost <= FOR_SCORES * _allowed(pace, clock)
     return ("every" if paid and since >= spacing(pace, progress, step, clock) else "", False)
+
+
+def _crosses(pace: Pace, progress: Progress, clock: Clock) -> bool:
+    if progress.count % CROSSED:
+        return False
+    return pace.budget is None or progress.scores + 2 * _known(progress.score_cost) <= FOR_SCORES * _allowed(
+        pace, clock
+    )
 
 
 def _wanted(pace: Pace, progress: Progress, step: int) -> Reason:
@@ -302,17 +323,13 @@ def forecast(pace: Pace, *, step_cost: float, score_cost: float, sample_cost: fl
 def in_plan(pace: Pace) -> str:
     """What will be done, before anything has been measured.
 
-    >>> in_plan(Pace(steps=500, score_every=10, gap=100))[:79]
-    'the first completions are scored every 10 steps; new ones are drawn when KL mov'
+    >>> in_plan(Pace(steps=500, score_every=10, gap=100))[49:]
+    'new ones are drawn when KL moves by 0.02 a token, and after 100 steps at the latest'
     """
     often = f"every {pace.score_every} steps" if pace.score_every and pace.budget is None else "as often as it allows"
     least = "" if pace.budget is None else f" (at least every {pace.tenth} steps)"
     limit = "" if pace.budget is None else f"budget {100 * pace.budget:g} % of process time, baseline apart: "
-    late = (
-        f"after {pace.longest} steps at the latest"
-        if pace.budget is None
-        else f"or after {pace.longest} steps, if it can be paid"
-    )
+    late = "at the latest" if pace.budget is None else "if that can be paid"
     return (
         f"{limit}the first completions are scored {often}{least}; new ones are drawn when KL moves by {pace.moved:g} a "
         f"token, and after {pace.longest} steps {late}"

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from divmon.alarms import Alarms, RuleSet, dump_rules
-from divmon.bank import NAME, Bank
+from divmon.bank import NAME, Bank, Block
 from divmon.health import Health
 from divmon.history import Evaluation, History
 from divmon.metrics.base import MetricContext
@@ -27,6 +27,7 @@ from divmon.monitor import Lenses
 from divmon.probes import ProbeSet
 from divmon.records import Action, Measurement, Observation, SampleBatch
 from divmon.samplers.ranks import Ranks, merge
+from divmon.samplers.score import Scorer
 from divmon.sinks import Sink
 
 FOLDER = "scores"
@@ -46,6 +47,7 @@ class Outcome:
         drift: KL per token over every domain; NaN where it failed.
         alarmed: Whether an alarm has become pending or has fired.
         stale: Whether the bank no longer stands for the policy.
+        crossed: Whether completions were also scored under one another's prompts.
     """
 
     actions: tuple[Action, ...] = ()
@@ -53,6 +55,7 @@ class Outcome:
     drift: float = math.nan
     alarmed: bool = False
     stale: bool = False
+    crossed: bool = False
 
 
 @dataclass
@@ -60,7 +63,7 @@ class ScoreWatch:
     """Banks the baseline and scores it.
 
     Attributes:
-        scorer: ``(bank, step=) -> SampleBatch`` of source "score".
+        scorer: Asks the live policy.
         lenses: Name the classifier of formats.
         prompt_ids: The tokens that completions of probes are drawn from.
         identity: Of the model and tokenizer.
@@ -74,7 +77,7 @@ class ScoreWatch:
         history: On rank 0.
     """
 
-    scorer: Callable[..., SampleBatch]
+    scorer: Scorer
     lenses: Lenses
     prompt_ids: Callable[[ProbeSet], tuple[tuple[int, ...], ...]]
     identity: Mapping[str, str]
@@ -127,7 +130,7 @@ class ScoreWatch:
         if self.ranks.main and self.path is not None:
             with self.health.shield("disk", NAME):
                 self.bank.write(self.path / NAME)
-        return self._finish(step, scored, 0.0)
+        return self._finish(step, scored, 0.0, block=self._crossed())
 
     def resume(self, fingerprint: str) -> None:
         """Read the bank of the run that goes on. Without it, nothing is scored. Every rank calls it."""
@@ -155,13 +158,19 @@ class ScoreWatch:
             with self.health.shield("disk", str(path)):
                 self.history = History.create(path, probes=self.probes.probes, info=info)
 
-    def evaluate(self, step: int) -> Outcome:
-        """Score the bank under the live policy. Every rank calls it."""
+    def evaluate(self, step: int, *, cross: bool = False) -> Outcome:
+        """Score the bank under the live policy. Every rank calls it.
+
+        Args:
+            step: Of the policy.
+            cross: Score some completions under one another's prompts too, for input dependence.
+        """
         if self.bank is None:
             return Outcome()
         start = self.health.clock()
         scored = self._scored(step)
-        return self._finish(step, scored, self.health.clock() - start)
+        block = self._crossed() if cross else None
+        return self._finish(step, scored, self.health.clock() - start, block=block)
 
     def close(self) -> None:
         """Write what is left and close the sinks."""
@@ -185,24 +194,35 @@ class ScoreWatch:
             return None
         return merge([part for _, part in shares if part is not None], self.probes)
 
-    def _finish(self, step: int, scored: SampleBatch | None, seconds: float) -> Outcome:
+    def _crossed(self) -> Block | None:
+        """Some completions under one another's prompts, from every rank's rows; None when a rank failed."""
+        if self.bank is None or self.bank.crossing() is None:
+            return None
+        mine = None
+        with self.health.shield("scorer", "cross"):
+            mine = self.scorer.cross(self.bank, index=self.ranks.index, count=self.ranks.count)
+        parts = self.ranks.gather(mine)
+        known = [part for part in parts if part is not None]
+        return Block.merge(known) if len(known) == len(parts) else None
+
+    def _finish(self, step: int, scored: SampleBatch | None, seconds: float, *, block: Block | None = None) -> Outcome:
         """Measure, record and show on rank 0; tell every rank what came of it."""
         observation = Observation(step, ())
         if self.ranks.main:
             with self.health.shield("monitor", "scores"):
-                observation = self._observe(step, scored, seconds)
-        found = self.ranks.broadcast(self._outcome(observation))
+                observation = self._observe(step, scored, seconds, block)
+        found = replace(self.ranks.broadcast(self._outcome(observation)), crossed=block is not None)
         if self.ranks.main:
             for sink in self.sinks:
                 with self.health.shield("sink", f"{sink.name} (scores)"):
                     sink.emit(observation)
         return found
 
-    def _observe(self, step: int, scored: SampleBatch | None, seconds: float) -> Observation:
+    def _observe(self, step: int, scored: SampleBatch | None, seconds: float, block: Block | None) -> Observation:
         measurements: tuple[Measurement, ...] = ()
         if scored is not None and self.bank is not None:
             with self.health.shield("metric", "scores"):
-                measurements = self._measure(self.bank, scored)
+                measurements = self._measure(self.bank, scored, block)
         measurements = measurements or _blank(self._last, step)
         events = tuple(self._alarms.observe(step, measurements))
         failed = partial(self.health.failed, "mitigation")
@@ -216,11 +236,11 @@ class ScoreWatch:
                 self.history.slim()  # there may be one a step
         return Observation(step, measurements, events, actions, dict(self._alarms.states), row)
 
-    def _measure(self, bank: Bank, scored: SampleBatch) -> tuple[Measurement, ...]:
+    def _measure(self, bank: Bank, scored: SampleBatch, block: Block | None) -> tuple[Measurement, ...]:
         if self._base is None:
             self._base = bank_context(bank, classifier=self.lenses.classifier)
         name = self.lenses.classifier_name
-        return measure_scores(bank, scored, baseline=self._base, classifier_name=name)
+        return measure_scores(bank, scored, baseline=self._base, classifier_name=name, block=block)
 
     def _outcome(self, observation: Observation) -> Outcome:
         values = {m.key: m.value for m in observation.measurements}

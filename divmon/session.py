@@ -96,7 +96,7 @@ class Session:
             self._tell(step)
             return ()
         start = self.health.clock()
-        found = self.scores.evaluate(step)
+        found = self.scores.evaluate(step, cross=self.pacer.decision.cross)
         self.scored = {**self.scored, **found.values}
         self.pacer.scored(step, found, cost=self.health.clock() - start)
         return found.actions

@@ -217,6 +217,11 @@ class Settings:
 def _check_schedule(settings: Settings) -> None:
     if settings.budget is not None:
         _share(settings.budget)
+    if settings.scores and settings.top_p < 1:
+        raise ConfigError(
+            f"Scores need completions drawn with top_p=1, not {settings.top_p:g}, which cuts off the tail they are to "
+            "watch. Leave top_p at 1, or score_every and budget out."
+        )
     if settings.moved is None:
         return
     if not settings.scores:

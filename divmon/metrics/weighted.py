@@ -24,7 +24,7 @@ from divmon.metrics.scored import ratios
 from divmon.records import SampleBatch
 
 HORIZON = 16  # tokens whose probabilities make the weight
-LEAST_ESS = 0.5  # of the bank, below which shares are missing
+LEAST_ESS = 0.6  # of the bank, below which shares are missing
 MASS = 0.1  # by how much the mean weight may miss 1, beyond two standard errors
 _LARGEST = 300.0  # of a log weight: its square is still a number
 _STALE = "too few of the bank's completions still stand for the policy: draw fresh ones"

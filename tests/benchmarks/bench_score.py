@@ -125,7 +125,7 @@ def exact(args: argparse.Namespace) -> None:
     inside: dict[str, list[bool]] = defaultdict(list)
     off: dict[int, list[float]] = defaultdict(list)
     first, late = [], 0
-    sizes = (32, 192)
+    sizes = (32, 128)
     for run in range(args.runs):
         model = toy.close(toy.policy(run))
         base = toy.law(model)
