@@ -40,9 +40,9 @@ RUBRIC = (
 class WordThinking:
     """A rule that looks at words alone, and at nothing but the others: the same on every machine, without a model.
 
-    The others fall into clusters by wording (a cosine of character n-grams of `alike`, in chains). A word of the completion tells
-    something when at most one cluster has it: none, and it is new; one, and it is that cluster's own. Then, in this
-    order:
+    The others fall into clusters by wording (chains of texts whose n-grams have a cosine of `alike`). A word of the
+    completion tells something when at most one cluster has it: none, and it is new; one, and it is that cluster's own.
+    Then, in this order:
 
     1. transformational: at least `new` of the telling words are new.
     2. combinational: two clusters each own at least `joined` of the telling words. Own words of two clusters never meet
@@ -53,16 +53,17 @@ class WordThinking:
 
     What moves it besides thinking: a completion about something else counts as transformational, as words cannot show
     whether a rule was broken; a paraphrase may count as exploratory; and where the others are all one cluster, nothing
-    can be combinational; against a collapsed pool nearly all that differs is transformational, so look at it against
-    the base model's completions there: ``lambda prompt, text, others: rule(prompt, text, base[prompt])``. Long completions rarely share much, so that many count as transformational: ask a judge there
-    (`thinking_by`), or give `features` that name what matters.
+    is combinational. Against a collapsed pool nearly all that differs is transformational: look at it against the base
+    model's completions there, with ``lambda prompt, text, others: rule(prompt, text, base[prompt])``. Long completions
+    rarely share much, so many of them count as transformational: ask a judge (`thinking_by`), or give `features` that
+    name what matters.
 
     Attributes:
         features: A text to what it is made of; the words, without case and edge punctuation.
         new: Share of telling words, 0 to 1.
         joined: Share of telling words, 0 to 1.
         edge: Quantile, 0 to 1.
-        alike: Cosine, 0 to 1.
+        alike: Cosine, 0 to 1; lower than that of near-repeats, as a cluster stands for a matter, not for a wording.
 
     >>> kinds, others = WordThinking(), [*["red fox den"] * 4, "crab sea"]
     >>> [kinds("?", text, others) for text in ("fox sea", "fox red", "time stops", "red fox den")]
@@ -73,7 +74,7 @@ class WordThinking:
     new: float = 0.5
     joined: float = 0.2
     edge: float = 0.75
-    alike: float = 0.5
+    alike: float = 0.3
 
     def __post_init__(self) -> None:
         for name in ("new", "joined", "edge", "alike"):
