@@ -103,7 +103,7 @@ def widen(
 ) -> Widened:
     """Resample completions in each creative mode, and measure what it gains over as many plain draws.
 
-    A prompt takes part when two of its completions are alike (an n-gram cosine of 0.5) and not known to be bad. For
+    A prompt takes part when two of its completions are alike (less than `novelty` apart) and not known to be bad. For
     each it is asked how it repeats itself (`critiques` of its completions), and rewritten in the mode (`refinements`
     of each critique, `most` in all). Critiques count as draws, whoever writes them: the control draws as many from the
     bare prompt, at the same temperature, and what it draws goes through the same filters, that of novelty included.

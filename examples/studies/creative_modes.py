@@ -131,7 +131,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
 
     import divmon
 
-    steps, rounds, tellers = (220, 14, 3) if args.quick else (900, 50, 6)
+    steps, rounds, tellers = (220, 14, 3) if args.quick else (700, 40, 6)
     rng = random.Random(args.seed)
     hints = " ".join(HINTS.values())
     tokenizer = make_tokenizer([f"tell by => ; same {hints}", *WORLDS, *TELLERS, *WORLD_OF, *TWISTS])

@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 
 from divmon.errors import ConfigError
-from divmon.mitigations.diversity import clusters
+from divmon.metrics.clusters import average_linkage
+from divmon.metrics.semantic import fit_idf, surface_kernel
+from divmon.records import Probe, SampleBatch
 from divmon.resampling.modes import KINDS, WordThinking, thinking_by
 
 WORDS = ["fox", "owl", "crab", "whale", "moor", "reef", "runs", "digs", "sings", "acorn"]
@@ -22,10 +24,15 @@ def spelt_out(text: str, others: list[str], *, new: float, joined: float, edge: 
     own = set(text.split())
     if len(others) < 2 or not own:
         return None
-    labels = clusters(others, "tfidf", similarity=alike).tolist()
-    homes = {w: {c for c, other in zip(labels, others, strict=True) if w in other.split()} for w in own}
+    idf = fit_idf(SampleBatch(0, (Probe("", ""),), (tuple(others),)))
+    labels = average_linkage(surface_kernel(tuple(others), idf), threshold=alike).tolist()
+    homes: dict[str, set[int]] = {w: set() for w in own}
+    for w, c in itertools.product(own, set(labels)):
+        if sum(1 for label, other in zip(labels, others, strict=True) if label == c and w in other.split()) >= 2:
+            homes[w].add(c)
     telling = [w for w in own if len(homes[w]) <= 1]
-    if telling and sum(1 for w in telling if not homes[w]) / len(telling) >= new - 1e-12:
+    new_words = [w for w in own if not any(w in other.split() for other in others)]
+    if telling and new_words and len(new_words) / len(telling) >= new - 1e-12:
         return "transformational"
     shares = [sum(1 for w in telling if homes[w] == {c}) / max(1, len(telling)) for c in set(labels)]
     if sum(1 for share in shares if share > 0 and share >= joined - 1e-12) >= 2:
