@@ -8,16 +8,18 @@ project's.
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+from divmon.metrics.clusters import average_linkage
 from divmon.metrics.human import bare_words
+from divmon.metrics.semantic import fit_idf, surface_kernel
 from divmon.mitigations.checked import need
-from divmon.mitigations.diversity import clusters
 from divmon.mitigations.resample import MODES
-from divmon.records import Probe
+from divmon.records import Probe, SampleBatch
 from divmon.resampling.base import Attempt, Critic, Request
 from divmon.resampling.dialogue import noise
 from divmon.resampling.prompts import LONGEST, filled, shortened
@@ -40,31 +42,34 @@ RUBRIC = (
 class WordThinking:
     """A rule that looks at words alone, and at nothing but the others: the same on every machine, without a model.
 
-    The others fall into clusters by wording (a cosine of character n-grams of `alike`, in chains). A word of the completion tells
-    something when at most one cluster has it: none, and it is new; one, and it is that cluster's own. Then, in this
-    order:
+    The others fall into clusters by wording (n-grams, average linkage at a cosine of `alike`). A word belongs to a
+    cluster when two or more of its completions have it, and tells something when it belongs to at most one cluster. It
+    is new when none of the others has it. Then, in this order:
 
     1. transformational: at least `new` of the telling words are new.
-    2. combinational: two clusters each own at least `joined` of the telling words. Own words of two clusters never meet
-       in any other completion, so here they meet for the first time.
+    2. combinational: at least `joined` of the telling words belong to one cluster, and as many to another.
     3. exploratory: the mean Jaccard distance of its words to the others' is above the quantile `edge` of the others'
        own mean distances to each other.
     4. None: a repeat, a variation, an empty completion, or fewer than two others.
 
+    It is coarse: on made-up tales whose kind is known, it named the right one of four for about half. Trust large
+    differences between sets of completions, not the kind of one of them.
+
     What moves it besides thinking: a completion about something else counts as transformational, as words cannot show
     whether a rule was broken; a paraphrase may count as exploratory; and where the others are all one cluster, nothing
-    can be combinational; against a collapsed pool nearly all that differs is transformational, so look at it against
-    the base model's completions there: ``lambda prompt, text, others: rule(prompt, text, base[prompt])``. Long completions rarely share much, so that many count as transformational: ask a judge there
-    (`thinking_by`), or give `features` that name what matters.
+    is combinational. Against a collapsed pool nearly all that differs is transformational: look at it against the base
+    model's completions there, with ``lambda prompt, text, others: rule(prompt, text, base[prompt])``. Long completions
+    rarely share much, so many of them count as transformational: ask a judge (`thinking_by`), or give `features` that
+    name what matters.
 
     Attributes:
         features: A text to what it is made of; the words, without case and edge punctuation.
         new: Share of telling words, 0 to 1.
         joined: Share of telling words, 0 to 1.
         edge: Quantile, 0 to 1.
-        alike: Cosine, 0 to 1.
+        alike: Cosine, 0 to 1; far below that of near-repeats, as a cluster stands for a matter, not for a wording.
 
-    >>> kinds, others = WordThinking(), [*["red fox den"] * 4, "crab sea"]
+    >>> kinds, others = WordThinking(), [*["red fox den"] * 6, "crab sea", "crab sea"]
     >>> [kinds("?", text, others) for text in ("fox sea", "fox red", "time stops", "red fox den")]
     ['combinational', 'exploratory', 'transformational', None]
     """
@@ -73,7 +78,7 @@ class WordThinking:
     new: float = 0.5
     joined: float = 0.2
     edge: float = 0.75
-    alike: float = 0.5
+    alike: float = 0.15
 
     def __post_init__(self) -> None:
         for name in ("new", "joined", "edge", "alike"):
@@ -85,17 +90,13 @@ class WordThinking:
         if len(others) < 2 or not own:
             return None
         sets = [frozenset(self.features(other)) for other in others]
-        labels = clusters(others, "tfidf", similarity=self.alike).tolist()
-        found: dict[str, set[int]] = {word: set() for word in own}
-        for label, words in zip(labels, sets, strict=True):
-            for word in own & words:
-                found[word].add(label)
-        telling = [where for where in found.values() if len(where) < 2]
-        fresh = sum(not where for where in telling)
-        if telling and fresh >= self.new * len(telling):
+        labels = _clusters(others, self.alike)
+        telling = [homes for word in own if len(homes := _homes(word, sets, labels)) < 2]
+        fresh = sum(not any(word in words for words in sets) for word in own)
+        if fresh and fresh >= self.new * len(telling):
             return "transformational"
-        owned = [sum(label in where for where in telling) for label in set(labels)]
-        if sum(n >= self.joined * len(telling) and n > 0 for n in owned) >= 2:
+        owned = Counter(home for homes in telling for home in homes)
+        if sum(n >= self.joined * len(telling) for n in owned.values()) >= 2:
             return "combinational"
         return "exploratory" if self._at_edge(own, sets) else None
 
@@ -103,6 +104,18 @@ class WordThinking:
         distances = _jaccard([own, *sets])
         within = distances[1:, 1:].sum(axis=1) / (len(sets) - 1)
         return bool(distances[0, 1:].mean() > np.quantile(within, self.edge) + 1e-9)
+
+
+def _clusters(texts: Sequence[str], alike: float) -> list[int]:
+    idf = fit_idf(SampleBatch(0, (Probe("", ""),), (tuple(texts),)))
+    labels: list[int] = average_linkage(surface_kernel(tuple(texts), idf), threshold=alike).tolist()
+    return labels
+
+
+def _homes(word: str, sets: Sequence[frozenset[str]], labels: Sequence[int]) -> list[int]:
+    """The clusters that a word belongs to."""
+    tally = Counter(label for label, words in zip(labels, sets, strict=True) if word in words)
+    return [label for label, n in tally.items() if n >= 2]
 
 
 def _jaccard(sets: Sequence[frozenset[str]]) -> np.ndarray:

@@ -162,12 +162,12 @@ def guided(
     settings: ResampleSettings,
     *,
     critic: Critic,
-    templates: Mapping[str, str] | None,
+    templates: Templates,
 ) -> Drawn:
     """Critiques of redundancy, refinements in the mode of `settings`, and the filters."""
     drawn = Drawn(sum(cost(need, settings) for need in served))
     jobs = [Job(need, *part) for need in served for part in split(need, settings)]
-    dialogue = Dialogue(gate.writer, critic, settings, Templates.of(templates))
+    dialogue = Dialogue(gate.writer, critic, settings, templates)
     key = noise(gate.key, settings.mode)
     found = dialogue.candidates(jobs, key, counts=drawn.counts, faults=drawn.faults) if jobs else []
     return _sifted(drawn, found or [], pools, gate, settings)

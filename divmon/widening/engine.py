@@ -16,22 +16,21 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from divmon.config import plan
-from divmon.errors import ConfigError, unknown
+from divmon.errors import ConfigError, ProbeError, unknown
 from divmon.metrics.answers import gold_match
-from divmon.metrics.base import Encoder
+from divmon.metrics.base import Encoder, Metric
 from divmon.metrics.quality import judge
 from divmon.mitigations.resample import MODES, ResampleSettings
 from divmon.monitor import Lenses
 from divmon.records import Probe, SampleBatch
-from divmon.resampling.base import Attempt, Quality, Writer
+from divmon.resampling.base import Attempt, Critic, Quality, Writer
 from divmon.resampling.critics import as_critic
 from divmon.resampling.dialogue import feasible_by
 from divmon.resampling.filters import Feasible
 from divmon.resampling.modes import Thinking, WordThinking, thinking_by
 from divmon.resampling.needs import allotted, grouped, needy
+from divmon.resampling.prompts import Templates
 from divmon.samplers.file import batch_from_rows, read_completions
 from divmon.settings import Settings
 from divmon.widening.arms import Gate, Pools, guided, plain
@@ -74,7 +73,16 @@ class _Options:
         for mode in options.modes:
             if mode not in MODES:
                 raise unknown("mode", mode, MODES)
+            options.settings(mode)  # what is wrong with them is known before any model is loaded
+        _ = options.words  # as are templates that lack something
+        if not isinstance(options.key, int):
+            raise ConfigError(f"`key` must be a whole number, not {options.key!r}.")
         return options
+
+    @property
+    def words(self) -> Templates:
+        """What critics and the model are asked."""
+        return Templates.of(self.templates)
 
     def settings(self, mode: str) -> ResampleSettings:
         """Of one mode: every prompt that repeats itself is needy, and nothing good is left out for being too many."""
@@ -95,7 +103,7 @@ def widen(
 ) -> Widened:
     """Resample completions in each creative mode, and measure what it gains over as many plain draws.
 
-    A prompt takes part when two of its completions are alike (an n-gram cosine of 0.5) and not known to be bad. For
+    A prompt takes part when two of its completions are alike (less than `novelty` apart) and not known to be bad. For
     each it is asked how it repeats itself (`critiques` of its completions), and rewritten in the mode (`refinements`
     of each critique, `most` in all). Critiques count as draws, whoever writes them: the control draws as many from the
     bare prompt, at the same temperature, and what it draws goes through the same filters, that of novelty included.
@@ -125,38 +133,58 @@ def widen(
     chosen = _Options.of(options)
     batch = _batch(completions)
     lenses, metrics = _lenses(batch, chosen, quality=quality, encoder=encoder)
+    told = {"critic": critic, "feasible": feasible, "thinking": thinking}
+    told = {name: _who(who) if name == "critic" or isinstance(who, str) else who for name, who in told.items()}
     author = _writer(writer, chosen.max_new_tokens)
-    critics = as_critic(critic, policy=author)
-    judged, errors = judge(batch, lenses.quality)
-    gate = Gate(
-        author,
-        _judge(batch, lenses.quality),
-        feasible_by(as_critic(feasible, policy=author)) if isinstance(feasible, str) else feasible,
-        key=chosen.key,
+    told = {name: as_critic(who, policy=author) if who == "policy" else who for name, who in told.items()}
+    if isinstance(feasible, str):
+        told["feasible"] = feasible_by(told["feasible"])
+    if isinstance(thinking, str):
+        told["thinking"] = thinking_by(told["thinking"])
+    gate = Gate(author, _judge(batch, lenses.quality), told["feasible"], key=chosen.key)
+    lenses = replace(lenses, correct_at=chosen.settings(chosen.modes[0]).threshold)
+    return _compared(
+        batch, metrics, lenses, chosen, gate=gate, critic=told["critic"], kinds=told["thinking"] or WordThinking()
     )
+
+
+def _compared(
+    batch: SampleBatch,
+    metrics: Sequence[Metric],
+    lenses: Lenses,
+    chosen: _Options,
+    *,
+    gate: Gate,
+    critic: Critic,
+    kinds: Thinking,
+) -> Widened:
+    """All arms on the completions of `batch`, and what each gains."""
     first = chosen.settings(chosen.modes[0])
-    quality_of = judged or [np.full(len(row), math.nan) for row in batch.texts]
+    judged, errors = judge(batch, lenses.quality)
     attempts = [
-        Attempt(probe, text, float(good))
-        for probe, row, scores in zip(batch.probes, batch.texts, quality_of, strict=True)
-        for text, good in zip(row, scores, strict=True)
+        Attempt(probe, text, math.nan if judged is None else float(judged[i][j]))
+        for i, (probe, row) in enumerate(zip(batch.probes, batch.texts, strict=True))
+        for j, text in enumerate(row)
     ]
     served = allotted(needy(attempts, first), first)
     pools = Pools.of(batch, attempts, served)
     arms = {"plain": plain(served, pools, gate, first)}
     for mode in chosen.modes:
         settings = chosen.settings(mode)
-        arms[mode] = guided(served, pools, gate, settings, critic=critics, templates=chosen.templates)
-    kinds = thinking_by(as_critic(thinking, policy=author)) if isinstance(thinking, str) else thinking
-    lenses = replace(lenses, quality=gate.quality, correct_at=first.threshold)
+        arms[mode] = guided(served, pools, gate, settings, critic=critic, templates=chosen.words)
     return Widened(
         prompts=len(batch.probes),
         served=len(served),
-        arms={name: arm.told(pools, kinds or WordThinking()) for name, arm in arms.items()},
-        thinking=pools.thinking(kinds or WordThinking()),
-        gains=gains(metrics, pools, arms, lenses),
+        arms={name: arm.told(pools, kinds) for name, arm in arms.items()},
+        thinking=pools.thinking(kinds),
+        gains=gains(metrics, pools, arms, replace(lenses, quality=gate.quality)),
         notes=pools.notes(arms, known=judged is not None, quality=gate.quality, errors=errors),
     )
+
+
+def _who(spec: Any) -> Any:
+    """A critic; "policy" stays so until there is one."""
+    return spec if spec == "policy" else as_critic(spec)
 
 
 def _batch(completions: Rows) -> SampleBatch:
@@ -165,6 +193,8 @@ def _batch(completions: Rows) -> SampleBatch:
     if isinstance(completions, (str, Path)):
         return read_completions(completions)
     rows: list[Any] = list(completions)
+    if not rows:
+        raise ProbeError("There are no completions to widen.")
     if not all(isinstance(row, Attempt) for row in rows):
         return batch_from_rows(rows)
     found = grouped(rows)
@@ -177,7 +207,7 @@ def _batch(completions: Rows) -> SampleBatch:
     )
 
 
-def _lenses(batch: SampleBatch, chosen: _Options, *, quality: Any, encoder: Any) -> tuple[Lenses, Any]:
+def _lenses(batch: SampleBatch, chosen: _Options, *, quality: Any, encoder: Any) -> tuple[Lenses, Sequence[Metric]]:
     names = list(chosen.metrics or (*METRICS, *(SEMANTIC if encoder is not None else ())))
     given = {"quality": quality, "encoder": encoder, "metrics": names, "k": max(2, batch.k), "alarms": []}
     found = plan(Settings.make(given))

@@ -15,6 +15,7 @@ import trl
 from packaging.version import Version
 
 import divmon
+from divmon.selftraining import SelfTrained
 
 pytestmark = pytest.mark.trainer
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -172,3 +173,12 @@ def test_resampling_in_one_sft_run_brings_hard_sums_back(tmp_path: Path) -> None
     kept = (resampled.path / "lineage.jsonl").read_text().splitlines()
     assert len(kept) > 10
     assert f"afterwards {values[0][-1]:.0%} alone and {values[1][-1]:.0%} with resampling" in text
+
+
+def test_self_training_keeps_its_hard_prompts_with_critiques(tmp_path: Path) -> None:
+    text = run("self_training", "--rounds", "1", "--out", "out", cwd=tmp_path)
+    plain, guided = (SelfTrained.read(tmp_path / "out" / name) for name in ("plain", "guided"))
+    assert plain.tail < 1 < guided.tail
+    assert [one.spent for one in (*plain.rounds, *guided.rounds)] == [800, 800]
+    assert f"tail: plain {plain.tail:.3f}, guided {guided.tail:.3f}: {guided.tail / plain.tail:.3f} times" in text
+    assert divmon.History.read(tmp_path / "out" / "plain" / "round-1" / "divmon").last_step == plain.rounds[0].steps
