@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from divmon.probes import ProbeSet
     from divmon.records import Measurement, Observation, Probe, SampleBatch
     from divmon.samplers.file import read_completions
+    from divmon.selftraining import SelfTraining
     from divmon.settings import Settings
     from divmon.widening.engine import widen
 
