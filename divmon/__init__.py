@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from divmon.questions import hivemind, human_gap, voice
     from divmon.records import Measurement, Observation, Probe, SampleBatch
     from divmon.samplers.file import read_completions
+    from divmon.selftraining import SelfTraining
     from divmon.settings import Settings
     from divmon.tracing.engine import trace
     from divmon.widening.engine import widen

@@ -107,7 +107,7 @@ def write(one: Task, rng: random.Random, *, slip: float = 0.0, kept: Sequence[st
         kept: Columns that stay as they are; the carry into the one after them is not forgotten.
 
     >>> write(task(2, 9), random.Random(1))
-    '2 9 =11 0 0 =01 0 0 =00 0 0 =00'
+    '9 2 =11 0 0 =01 0 0 =00 0 0 =00'
     """
     columns = list(kept)
     carried = int(columns[-1][-2]) if columns else 0

@@ -52,8 +52,8 @@ class WordThinking:
        own mean distances to each other.
     4. None: a repeat, a variation, an empty completion, or fewer than two others.
 
-    It is coarse: on made-up tales whose kind is known, it named the right one of four for about half. Trust large
-    differences between sets of completions, not the kind of one of them.
+    It is coarse: on made-up tales whose kind is known it named the right one of four for about half, which "None" alone
+    beats where most are none. Trust large differences between sets of completions, not the kind of one of them.
 
     What moves it besides thinking: a completion about something else counts as transformational, as words cannot show
     whether a rule was broken; a paraphrase may count as exploratory; and where the others are all one cluster, nothing
