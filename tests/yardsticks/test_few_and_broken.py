@@ -12,7 +12,8 @@ import pytest
 
 import divmon
 from divmon.cli import main
-from divmon.errors import ConfigError
+from divmon.errors import ConfigError, ProbeError
+from divmon.yardsticks import read_references
 
 TEXT = (
     "The cat sat. The dog sat. A bird sang to the cat. The cat ran. A dog ran. "
@@ -82,3 +83,10 @@ def test_one_completion_of_each_model_is_enough_to_compare_models(tmp_path, caps
     said = capsys.readouterr().out
     assert "the source of the 1 nearest neighbours" in said  # there are no more
     assert re.search(r"^x +- +0\.\d+$", said, re.MULTILINE)
+
+
+def test_a_field_that_is_there_is_not_called_missing():
+    with pytest.raises(ProbeError, match="line 1: 'text' must be a text that is not empty, not 'None'"):
+        read_references([{"text": None}])
+    with pytest.raises(ProbeError, match="line 2: neither a 'text' nor a 'prompt' and 'completions'"):
+        divmon.human_gap([{"text": "fine"}, {"txt": "?"}])
