@@ -30,6 +30,11 @@ WINDOW, LONG = 25, 7
 
 Scorer = Callable[[str], float]
 
+
+class AttributeFailure(ValueError):
+    """A user's own attribute failed on a text, or gave no number."""
+
+
 _ENDS = re.compile(r"[.!?…。！？]+")
 _PLAIN = re.compile(r"[\w\s]+")
 _FIRST = frozenset(
@@ -101,18 +106,25 @@ class Panel:
         """float[N, A], in the order of `names`; NaN where an attribute is undefined.
 
         Raises:
-            ValueError: A function of the user's returns something else than a number.
+            AttributeFailure: A function of the user's fails, or returns something else than a number.
         """
         found = np.full((len(texts), len(self.names)), math.nan)
         if self.shipped:
             found[:, : len(self.shipped)] = attributes(texts)[:, [ATTRIBUTES.index(name) for name in self.shipped]]
         for column, (name, scorer) in enumerate(self.own.items(), len(self.shipped)):
             for i, text in enumerate(texts):
-                value = scorer(text)
+                try:
+                    value = scorer(text)
+                except Exception as error:
+                    told = f"{type(error).__name__}: {str(error)[:80]}"
+                    raise AttributeFailure(
+                        f"the attribute {name!r} failed on the text {text[:40]!r}: {told}"
+                    ) from error
                 try:
                     found[i, column] = float(value)
                 except (TypeError, ValueError) as error:
-                    raise ValueError(f"the attribute {name!r} returned {value!r} for a text, not a number") from error
+                    told = f"the attribute {name!r} returned {repr(value)[:80]} for a text, not a number"
+                    raise AttributeFailure(told) from error
         return found
 
 

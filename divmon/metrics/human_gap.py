@@ -12,7 +12,7 @@ import numpy as np
 from divmon.metrics.base import Metric, MetricContext, Pooled, Result, missing
 from divmon.metrics.human import DIMENSIONS, TOKENS, Vectors, Words, bare_words, dimensions
 from divmon.records import SampleBatch
-from divmon.uncertainty import LEVEL
+from divmon.uncertainty import LEVEL, MIN_PROMPTS
 
 MAX_LENGTH, MIN_LENGTH = 100, 10
 MIN_TEXTS = 3
@@ -143,7 +143,8 @@ def human_gap(
     """Gap between a policy's texts and human ones in the six dimensions, at matched length, with 95 % intervals.
 
     Texts are cut to a common window; those that do not fill it, or have an undefined dimension (no word twice), are
-    left out and counted. Volume is of the whole text. Both sets of texts are resampled.
+    left out and counted. Volume is of the whole text. Both sets of texts are resampled; with fewer than five texts on
+    a side there are no intervals.
 
     What moves it besides the policy: topics and genre (compare texts written to the same prompts), and, for the
     distance, the number of texts: two samples of one population are never at distance 0.
@@ -177,6 +178,7 @@ def human_gap(
         reason = f"needs one text of the policy and {MIN_TEXTS} by people of at least {length} words; there are {n}"
         return HumanGap(none, none, none, *(math.nan,) * 3, length, n, left_out, reason)
     gaps, distance = _compare(policy, human, *(np.ones(size, dtype=bool) for size in n))
+    n_boot = n_boot if min(n) >= MIN_PROMPTS else 0
     rng = np.random.default_rng(seed)
     draws = np.full((n_boot, _D + 1), math.nan)
     step = max(1, _CHUNK // (_D * sum(n)))

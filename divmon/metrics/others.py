@@ -311,7 +311,7 @@ def alike(bank: Bank, encoder: Encoder | None = None, *, nearest: int | None = N
     if encoder is None:
         idf = fit_idf(SampleBatch(0, (Probe(OWN, "?"),), (tuple(text for pool in pools for text in pool),)))
     vectors, sizes = _Vectors(), [k] * len(models)
-    near = nearest or min(NEAREST, k)
+    near = min(nearest or min(NEAREST, k), k * len(models) - 1)  # a completion has no more neighbours than that
     similarity, sources = [], []
     if encoder is not None:
         vectors.of([text for pool in pools for text in pool], encoder)

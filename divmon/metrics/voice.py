@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from divmon.metrics.attributes import Panel
-from divmon.uncertainty import LEVEL
+from divmon.uncertainty import LEVEL, MIN_PROMPTS
 
 FLOOR = 0.05  # a spread ratio below it counts as this, so that one attribute that vanishes does not decide the mean
 MIN_WRITERS = 3
@@ -136,8 +136,9 @@ def voice(
 ) -> Voice:
     """Shift and spread of every attribute between writers' texts and the model's rewrites of them, with intervals.
 
-    The bootstrap resamples writers, keeping each with the rewrite of their text. Where `authors` has several texts of
-    one writer, their means count, on both sides.
+    The bootstrap resamples writers, keeping each with the rewrite of their text; there are no intervals of fewer than
+    five writers. Where `authors` has several texts of one writer, their means count, on both sides. Where a text has
+    several rewrites, the spread is that expected when one of them is drawn: it does not depend on how many there are.
 
     What moves it besides the model: the writers (a set of similar ones has little spread to lose), and measurement
     error, which widens both spreads and so pulls their ratio to 1.
@@ -167,11 +168,14 @@ def voice(
     if authors is not None and len(authors) != len(writer_texts):
         raise ValueError(f"each text has one author; there are {len(writer_texts)} and {len(authors)}")
     writer, model = (_scored(texts, panel, scorers or {}) for texts in (writer_texts, model_texts))
+    within = np.zeros_like(model)
     if authors is not None:
-        writer, model = _by_author(writer, model, authors)
+        writer, model, within = _by_author(writer, model, list(zip(authors, writer_texts, strict=True)))
     names = (*panel.names, *(scorers or {}))
-    drawn = _resampled(writer, model, n_boot=n_boot, seed=seed)
-    mean_w, mean_m, shift_sd, ratio, n = compare(writer, model)
+    mean_w, mean_m, shift_sd, ratio, n = compare(writer, model, within)
+    drawn = _resampled(writer, model, within, n_boot=n_boot if len(writer) >= MIN_PROMPTS else 0, seed=seed)
+    whole = _interval(geometric(drawn[3]))
+    drawn = np.where(n >= MIN_PROMPTS, drawn, math.nan)
     shifts = drawn[1] - drawn[0]
     records = tuple(
         Attribute(
@@ -187,34 +191,57 @@ def voice(
         )
         for a, name in enumerate(names)
     )
-    return Voice(records, float(geometric(ratio)), _interval(geometric(drawn[3])), acceptance)
+    return Voice(records, float(geometric(ratio)), whole, acceptance)
 
 
-def _resampled(writer: np.ndarray, model: np.ndarray, *, n_boot: int, seed: int) -> np.ndarray:
+def _resampled(writer: np.ndarray, model: np.ndarray, within: np.ndarray, *, n_boot: int, seed: int) -> np.ndarray:
     """float[5, n_boot, A]: what `compare` gives on resampled writers."""
     rng = np.random.default_rng(seed)
     size = len(writer)
-    step = max(1, _CHUNK // max(1, 2 * writer.size))
+    step = max(1, _CHUNK // max(1, 3 * writer.size))
     draws = [np.zeros((5, 0, writer.shape[1]))]
     for i in range(0, n_boot if size else 0, step):
         index = rng.integers(0, size, (min(step, n_boot - i), size))
-        draws.append(compare(writer[index], model[index]))
+        draws.append(compare(writer[index], model[index], within[index]))
     return np.concatenate(draws, axis=1)
 
 
-def _by_author(writer: np.ndarray, model: np.ndarray, authors: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-    """Means over each author's pairs with a value on both sides; NaN without any."""
-    at: dict[str, int] = {}
-    index = np.array([at.setdefault(author, len(at)) for author in authors], dtype=np.intp)
+def _by_author(
+    writer: np.ndarray, model: np.ndarray, pairs: Sequence[tuple[str, str]]
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Means over each author's texts, and how much the model's would vary if one rewrite of each text were drawn.
+
+    Texts without a value on both sides do not count; NaN without any. Rewrites of one text are averaged first, so their
+    variance around that average is what averaging took from the model's side and not from the writer's.
+
+    Args:
+        writer: float[N, A].
+        model: float[N, A].
+        pairs: Author and text of each row.
+    """
     used = np.isfinite(writer) & np.isfinite(model)
-    n = np.zeros((len(at), writer.shape[1]))
-    np.add.at(n, index, used)
-    means = []
-    for side in (writer, model):
-        total = np.zeros_like(n)
-        np.add.at(total, index, np.where(used, side, 0.0))
-        means.append(np.divide(total, n, out=np.full_like(n, math.nan), where=n > 0))
-    return means[0], means[1]
+    writer, model = (np.where(used, side, 0.0) for side in (writer, model))
+    at: dict[tuple[str, str], int] = {}
+    text = np.array([at.setdefault(pair, len(at)) for pair in pairs], dtype=np.intp)
+    rewrites = _summed(used.astype(float), text)
+    share = np.divide(1.0, rewrites, out=np.zeros_like(rewrites), where=rewrites > 0)
+    means = [_summed(side, text) * share for side in (writer, model)]
+    varied = _summed(np.where(used, model - means[1][text], 0.0) ** 2, text) * share
+    by: dict[str, int] = {}
+    author = np.array([by.setdefault(name, len(by)) for name, _ in at], dtype=np.intp)
+    n = _summed((rewrites > 0).astype(float), author)
+    sums = [_summed(side, author) for side in (*means, varied)]
+    blank = [np.full_like(n, math.nan), np.full_like(n, math.nan), np.zeros_like(n)]
+    tops = (n, n, n * n)
+    found = [np.divide(x, d, out=o, where=n > 0) for x, d, o in zip(sums, tops, blank, strict=True)]
+    return found[0], found[1], found[2]
+
+
+def _summed(rows: np.ndarray, index: np.ndarray) -> np.ndarray:
+    """Rows of one index added up: float[N, A] to float[max + 1, A]."""
+    total = np.zeros((int(index.max(initial=-1)) + 1, rows.shape[1]))
+    np.add.at(total, index, rows)
+    return total
 
 
 def _scored(texts: Sequence[str], panel: Panel, scorers: Mapping[str, Scorer]) -> np.ndarray:

@@ -8,16 +8,19 @@ from typing import Any
 
 import numpy as np
 
-from divmon.errors import ConfigError
+from divmon.errors import ConfigError, ProbeError
+from divmon.metrics.attributes import AttributeFailure
 from divmon.metrics.human_gap import HumanGap
 from divmon.metrics.human_gap import human_gap as _human_gap
 from divmon.metrics.others import Alike, alike
 from divmon.metrics.voice import SHIPPED, Voice, preference_shares
 from divmon.metrics.voice import voice as _voice
-from divmon.samplers.file import as_lines, parse
+from divmon.samplers.file import LISTS, SINGLES, as_lines, parse
 from divmon.samplers.reading import lines_of
 from divmon.uncertainty import mean_interval
 from divmon.yardsticks import read_bank, read_panel, read_references, read_rewrites
+
+_MADE = (*LISTS, *SINGLES)
 
 
 def human_gap(source: Any, references: Any = "shipped", *, words: int | None = None, n_boot: int = 1000) -> HumanGap:
@@ -48,7 +51,12 @@ def _texts(source: Any) -> list[str]:
     for line in lines_of(source) if isinstance(source, (str, Path)) else as_lines(source):
         if isinstance(line.row, str):
             texts.append(line.row)
-        elif isinstance(line.row, Mapping) and isinstance(line.row.get("text"), str) and "prompt" not in line.row:
+        elif isinstance(line.row, Mapping) and "prompt" not in line.row and not any(map(line.row.__contains__, _MADE)):
+            if "text" not in line.row:
+                there = sorted(map(str, line.row))
+                raise ProbeError(f"{line.where}: neither a 'text' nor a 'prompt' and 'completions'; there are {there}.")
+            if not isinstance(line.row["text"], str):
+                raise ProbeError(f"{line.where}: 'text' must be a text, not {str(line.row['text'])[:80]!r}.")
             texts.append(line.row["text"])
         else:
             texts.extend(parse(line).texts)
@@ -111,7 +119,7 @@ def voice(source: Any, attributes: Any = None, *, n_boot: int = 1000) -> Voice:
 
     Raises:
         ProbeError: A row that cannot be used; the message names the field and the line.
-        ConfigError: An attribute that is none.
+        ConfigError: An attribute that is none, or that fails on a text.
     """
     found = read_rewrites(source)
     scores = np.array(found.scores)
@@ -119,14 +127,18 @@ def voice(source: Any, attributes: Any = None, *, n_boot: int = 1000) -> Voice:
     if np.isfinite(scores).any():
         low, high = mean_interval(scores)
         acceptance |= {"score": float(np.nanmean(scores)), "score_low": low, "score_high": high}
-    return _voice(
-        found.originals,
-        found.rewrites,
-        panel=SHIPPED if attributes is None else read_panel(attributes),
-        authors=found.authors,
-        acceptance=acceptance or None,
-        n_boot=n_boot,
-    )
+    panel = SHIPPED if attributes is None else read_panel(attributes)
+    try:
+        return _voice(
+            found.originals,
+            found.rewrites,
+            panel=panel,
+            authors=found.authors,
+            acceptance=acceptance or None,
+            n_boot=n_boot,
+        )
+    except AttributeFailure as error:
+        raise ConfigError(f"{error}.") from error
 
 
 def away(low: Sequence[float] | np.ndarray, high: Sequence[float] | np.ndarray, centre: float) -> np.ndarray:

@@ -20,7 +20,7 @@ from divmon.questions import hivemind as ask_hivemind
 from divmon.questions import human_gap as ask_human_gap
 from divmon.questions import voice as ask_voice
 from divmon.sinks.base import strip_controls
-from divmon.uncertainty import mean_interval
+from divmon.uncertainty import MIN_PROMPTS, mean_interval
 from divmon.yardsticks.reading import SHIPPED
 
 
@@ -62,6 +62,10 @@ def human(args: argparse.Namespace) -> int:
     apart = [name for name, out in zip(DIMENSIONS, away(found.low, found.high, 0.0), strict=True) if out]
     named = f": {', '.join(apart)}" if apart else ""
     said = [f"Away from people in {len(apart)} of {len(DIMENSIONS)} dimensions{named}."]
+    if min(found.n) < MIN_PROMPTS:
+        said = [
+            f"Fewer than {MIN_PROMPTS} texts on a side: no intervals, and no saying whether it is away from people."
+        ]
     if args.references == SHIPPED:
         said.append("The shipped references are old and literary: for your users' writing, pass --references FILE.")
     return _told(args, found, head, rows, said)
@@ -72,7 +76,8 @@ def hivemind(args: argparse.Namespace) -> int:
     found = ask_hivemind(*args.files, encoder=args.encoder, nearest=args.nearest)
     m, space = len(found.models), args.encoder or "surface"
     head = [f"{m} models on {len(found.prompts):,} prompts; mean cosine ({space}); within a model: over its pairs"]
-    mean = np.nanmean(found.similarity, axis=0) if not np.isnan(found.similarity).all() else found.similarity[0]
+    n = (~np.isnan(found.similarity)).sum(axis=0)
+    mean = np.where(n > 0, np.nansum(found.similarity, axis=0) / np.maximum(n, 1), math.nan)
     rows = [["", *found.models]]
     rows += [[name, *map(_number, line)] for name, line in zip(found.models, mean, strict=True)]
     between = found.similarity[:, ~np.eye(m, dtype=bool)].mean(axis=1)
@@ -102,11 +107,16 @@ def voice(args: argparse.Namespace) -> int:
         rows.append([one.name, writer, model, shift, ends[0], in_sd, spread, ends[1]])
     alike = [one.name for one in found.attributes if one.spread_interval[1] < 1]
     wider = [one.name for one in found.attributes if one.spread_interval[0] > 1]
-    said = [
-        f"Spread of voices over all attributes: {_number(found.spread)} of the writers' own "
-        f"({_ends(*found.spread_interval)}); under 1, voices became more alike.",
-        f"More alike: {', '.join(alike) or 'none'}. Wider: {', '.join(wider) or 'none'}.",
-    ]
+    none = "The spread of voices is not measured: it needs three writers who differ in an attribute."
+    said = (
+        [none]
+        if math.isnan(found.spread)
+        else [
+            f"Spread of voices over all attributes: {_number(found.spread)} of the writers' own "
+            f"({_ends(*found.spread_interval)}); under 1, voices became more alike.",
+            f"More alike: {', '.join(alike) or 'none'}. Wider: {', '.join(wider) or 'none'}.",
+        ]
+    )
     said += _accepted(found.acceptance or {})
     return _told(args, found, [f"{args.file}: {n:,} writers"], rows, said)
 

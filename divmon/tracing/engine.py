@@ -122,13 +122,26 @@ def trace(
 
 def _chosen(settings: Mapping[str, Any], probes: ProbeSet) -> tuple[Plan, Any]:
     rest = dict(settings)
-    dtype = rest.pop("dtype", "auto")
+    dtype = dtype_named(rest.pop("dtype", "auto"))
     for name in rest:
         if name not in ALLOWED and name in Settings.__dataclass_fields__:
             raise ConfigError(f"{name} is for a trainer; a lineage is traced with {', '.join(ALLOWED)}.")
     if rest.get("quality") == "rewards":
         raise ConfigError("quality='rewards' needs a trainer; pass a function (probe, completion) -> float.")
     return plan(Settings.make({**rest, "probes": probes, "alarms": []})), dtype
+
+
+def dtype_named(dtype: Any) -> Any:
+    """ "auto", or a type of PyTorch or its name.
+
+    Raises:
+        ConfigError: No such type; said at once, before anything is loaded.
+    """
+    import torch
+
+    if dtype == "auto" or isinstance(getattr(torch, str(dtype).removeprefix("torch."), None), torch.dtype):
+        return dtype
+    raise ConfigError(f"dtype must be 'auto' or one of PyTorch's, such as 'bfloat16', not {str(dtype)[:80]!r}.")
 
 
 def _ranks() -> Ranks:

@@ -205,7 +205,7 @@ def _from_file(path: Path) -> Lineage:
     for key in values:
         if key != _TOP:
             raise ConfigError(f"{path}, {unknown('field of a lineage', str(key), [_TOP])}")
-    rows, listed = values[_TOP], _node_of(node, _TOP)
+    rows, listed = values[_TOP], _node_of(node, _TOP, path)
     lines = _lines(listed, path)
     if isinstance(rows, Mapping):
         found = [_checkpoint(str(k), v, where) for (k, v), where in zip(rows.items(), lines, strict=True)]
@@ -219,8 +219,12 @@ def _from_file(path: Path) -> Lineage:
         raise ConfigError(f"{path}: {error}") from error
 
 
-def _node_of(node: Any, key: str) -> Any:
-    return next(value for name, value in node.value if name.value == key)
+def _node_of(node: Any, key: str, path: Path) -> Any:
+    found = [(name.start_mark.line + 1, value) for name, value in node.value if name.value == key]
+    if len(found) > 1:
+        told = f"{key!r} is written twice (first in line {found[0][0]})"
+        raise ConfigError(f"{path}, line {found[1][0]}: {told}; keep one.")
+    return found[0][1]
 
 
 def _lines(node: Any, path: Path) -> list[str]:

@@ -11,6 +11,7 @@ from divmon.report.text import joined, named, number, short
 from divmon.sinks.base import DEFAULT_METRICS
 from divmon.tracing.attribution import Blame
 from divmon.tracing.results import Series, Trace
+from divmon.uncertainty import MIN_PROMPTS
 
 NAME = 40  # characters of a name in a sentence
 
@@ -33,6 +34,9 @@ def verdicts(found: Trace) -> Iterator[tuple[str, str]]:
     if series is None:
         why = "the base failed" if found.base in found.failed else "no metric with a direction was measured"
         yield "No stage can be named", f"{why[0].upper()}{why[1:]}."
+        return
+    if found.checkpoints and len(found.failed) == len(found.checkpoints) - 1:
+        yield "No stage can be named", "Only the base was measured: all other checkpoints failed."
         return
     for branch in series.blames:
         yield verdict(found, series, branch)
@@ -65,7 +69,7 @@ def _falls(series: Series) -> bool:
 def kind(found: Trace, stage: str) -> str:
     """Whether a stage's loss is narrowing; empty where that was not measured."""
     split = found.split(stage, OVERALL) or (found.split(stage, found.domains[0]) if len(found.domains) == 1 else None)
-    if split is None or math.isnan(split.narrowing):
+    if split is None or math.isnan(split.narrowing) or split.n < MIN_PROMPTS:
         return ""
     ends = f" (95 % interval {split.low:.0%} to {split.high:.0%})" if not math.isnan(split.low) else ""
     return (

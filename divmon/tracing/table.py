@@ -12,6 +12,7 @@ from divmon.sinks.base import escape_controls
 from divmon.tracing.attribution import Stage
 from divmon.tracing.results import Series, Split, Trace
 from divmon.tracing.sentences import shown, verdicts, warnings
+from divmon.uncertainty import MIN_PROMPTS
 
 _NAME = 28
 _TITLES = ["metric", "checkpoint", "since", "value", "% of base", "95% interval", "stage", "95% interval", "narrowing"]
@@ -29,7 +30,7 @@ def table(found: Trace) -> str:
     rows = [row for metric in shown(found) for row in _rows(found, metric, OVERALL)]
     if rows:
         lines += list(aligned([_TITLES, *rows]))
-    if len(domains) > 1 and rows:
+    if len(domains) > 1 and found.series:
         lines += ["", "By domain, % of base:", *aligned(list(_by_domain(found)))]
     lines += ["", *wrapped("Intervals: 95 %, percentile bootstrap over prompts, the same in all checkpoints; they say "
                            "nothing about another training run. Narrowing: share of the stage's loss that correct "
@@ -61,7 +62,8 @@ def mean_value(found: Trace, name: str, metric: str) -> float:
 
 def _cells(stage: Stage, value: str, metric: str, split: Split | None) -> list[str]:
     narrowing = ""
-    if split is not None and split.metric == metric and not math.isnan(split.narrowing):
+    told = split is not None and split.metric == metric and split.n >= MIN_PROMPTS  # enough to tell
+    if told and split is not None and stage.change < 0 and not math.isnan(split.narrowing):
         narrowing = f"{split.narrowing:.0%}"
     return [
         stage.since,

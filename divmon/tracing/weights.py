@@ -179,9 +179,15 @@ def load_tokenizer(checkpoint: Checkpoint, lineage: Lineage) -> tuple[Any, str]:
         except _MISSING:
             continue
         return found, "" if i == 0 else f"it has no tokenizer; that of {place.source} is used"
+    if _nothing(first := Place.of(checkpoint.source)):
+        raise ConfigError(f"{first.source} is neither a folder nor a model that can be had from the Hub.")
     raise ConfigError(
         f"No tokenizer in {', '.join(place.source for place in tried)}: write a folder or Hub name under 'tokenizer'."
     )
+
+
+def _nothing(place: Place) -> bool:
+    return place.folder is None and place.file("config.json") is None and place.file(ADAPTER) is None
 
 
 def _tokenizer(place: Place) -> Any:

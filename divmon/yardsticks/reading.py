@@ -44,6 +44,9 @@ def _field(line: Line, names: Sequence[str], what: str) -> str:
     if not isinstance(line.row, Mapping):
         raise ProbeError(f"{line.where}: not an object with a {names[0]!r} ({what}).")
     name = next((name for name in names if line.row.get(name) is not None), None)
+    name = name or next(
+        (name for name in names if name in line.row), None
+    )  # null is what is wrong, not a missing field
     if name is None:
         raise ProbeError(f"{line.where}: no {names[0]!r} ({what}); there are {sorted(map(str, line.row))}.")
     value = line.row[name]
@@ -106,8 +109,11 @@ def read_bank(source: Any) -> Bank:
     for line, stem in _banked(source):
         found = parse(line)
         model = line.row.get(_MODEL, stem)
+        if model is None:
+            there = sorted(map(str, line.row))
+            raise ProbeError(f"{line.where}: no 'model' (the name of who completed it); there are {there}.")
         if not isinstance(model, str) or not model.strip():
-            raise ProbeError(f"{line.where}: no 'model' (the name of who completed it); there are {sorted(line.row)}.")
+            raise ProbeError(f"{line.where}: 'model' must be the name of who completed it, not {str(model)[:80]!r}.")
         if model == OWN:
             raise ProbeError(
                 f"{line.where}: 'model' is {OWN!r}, which names the policy itself; call it something else."
@@ -206,8 +212,8 @@ def _rewritten(line: Line) -> list[str]:
 def _score(line: Line, value: Any) -> float:
     if value is None:
         return math.nan
-    if not isinstance(value, (bool, int, float)):
-        raise ProbeError(f"{line.where}: 'score' must be a number, not {value!r}.")
+    if not isinstance(value, (bool, int, float)) or abs(value) == math.inf:
+        raise ProbeError(f"{line.where}: 'score' must be a number, not {str(value)[:80]!r}.")
     return float(value)
 
 

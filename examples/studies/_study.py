@@ -16,6 +16,7 @@ from typing import Any
 
 from divmon.plain import to_json
 
+QUESTIONS = "| study | question | what divmon gives |\n|---|---|---|"
 HEADER = "| study | question | what divmon gives | number | verdict | seconds |\n|---|---|---|---|---|---|"
 
 
@@ -97,9 +98,13 @@ def shown(value: Any) -> str:
     return str(value)
 
 
+def asked(script: str, study: Mapping[str, Any]) -> str:
+    """What a study asks, as a line of the table."""
+    return f"| [{study['name']}](examples/studies/{script}) | {study['question']} | {study['feature']} |"
+
+
 def row(script: str, found: Mapping[str, Any]) -> str:
-    """One line of the table, from what ``--json`` wrote."""
-    static = f"| [{found['name']}](examples/studies/{script}) | {found['question']} | {found['feature']} |"
+    """What a study asks and what it found, from what ``--json`` wrote; blank where it failed or has not been run."""
     if "number" not in found:
-        return f"{static} | | |"
-    return f"{static} {found['number']} | {found['word']}: {found['verdict']} | {found['seconds']:.0f} |"
+        return f"{asked(script, found)} | | |"
+    return f"{asked(script, found)} {found['number']} | {found['word']}: {found['verdict']} | {found['seconds']:.0f} |"

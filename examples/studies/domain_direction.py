@@ -109,6 +109,8 @@ def form_distance(completions: list[str]) -> float:
     forms = [form(text) for text in completions]
     counts = np.array([forms.count(name) for name in set(forms)])
     n = len(forms)
+    if n < 2:
+        return float("nan")
     return float(1 - (counts * (counts - 1)).sum() / (n * (n - 1)))
 
 
@@ -259,7 +261,7 @@ def measure(args: argparse.Namespace) -> Mapping[str, Any]:
             numbers[f"{domain}: valid"] = [valid.first.value, valid.last.value]
             for level, metric in LEVELS.items():
                 change = found.get(f"{domain}/{metric}")
-                if change is not None:
+                if change is not None and change.first.step < change.last.step:
                     numbers[f"{domain}: {level}"] = [change.delta, change.low, change.high]
             shares = [m.value for e in history.evaluations for m in e.measurements if m.key == f"{domain}/benign_share"]
             numbers[f"{domain}: benign share of the fall"] = shares[-1] if shares else float("nan")
@@ -267,8 +269,10 @@ def measure(args: argparse.Namespace) -> Mapping[str, Any]:
 
 
 def sign(change: Any) -> str:
-    """The direction of a change that is beyond the noise over prompts; else "0"."""
+    """The direction of a change that is beyond the noise over prompts, else "0"; "?" where the noise is not known."""
     _, low, high = change
+    if np.isnan([low, high]).any():
+        return "?"
     return "+" if low > 0 else "-" if high < 0 else "0"
 
 
@@ -279,7 +283,9 @@ def judge(numbers: Mapping[str, Any]) -> Outcome:
         for domain in ("code", "tales")
     }
     number = "; ".join(f"{d}: {', '.join(f'{level} {s}' for level, s in row.items())}" for d, row in signs.items())
-    both = [level for level in LEVELS if all(level in row for row in signs.values())]
+    both = [level for level in LEVELS if all(row.get(level, "?") != "?" for row in signs.values())]
+    if all(signs[domain][level] == "0" for level in both for domain in signs):  # also where there is none
+        return Outcome(number, "No change beyond the noise over prompts that could be compared.", None)
     differ = [level for level in both if signs["code"][level] != signs["tales"][level]]
     against = [level for level in both if {signs["code"][level], signs["tales"][level]} == {"+", "-"}]
     if against:
@@ -288,7 +294,7 @@ def judge(numbers: Mapping[str, Any]) -> Outcome:
         return Outcome(
             number, f"The domains part in {', '.join(differ)}, though in none do they oppose each other.", None
         )
-    return Outcome(number, "Both domains move alike at every level.", False)
+    return Outcome(number, f"Both domains move alike in {', '.join(both)}.", False)
 
 
 def options(parser: argparse.ArgumentParser) -> None:

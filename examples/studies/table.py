@@ -1,6 +1,6 @@
 """The table of the studies, in Markdown.
 
-python examples/studies/table.py                        # their questions, without running any
+python examples/studies/table.py                        # their questions, as in the README, without running any
 python examples/studies/table.py --quick                # runs all of them in their quick form
 python examples/studies/table.py --from results/        # from what `--json results/NAME.json` wrote
 """
@@ -13,7 +13,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from _study import HEADER, row
+from _study import HEADER, QUESTIONS, asked, row
 
 HERE = Path(__file__).parent
 
@@ -42,6 +42,9 @@ def main() -> None:
     parser.add_argument("--from", dest="folder", type=Path, help="read NAME.json there instead of running")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
+    if not (args.quick or args.run or args.folder):
+        print("\n".join([QUESTIONS, *(asked(script, study) for script, study in studies().items())]))
+        return
     print(HEADER)
     failed = False
     with tempfile.TemporaryDirectory() as temporary:
@@ -50,7 +53,7 @@ def main() -> None:
             if args.folder is not None:
                 path = args.folder / f"{Path(script).stem}.json"
                 found = json.loads(path.read_text("utf-8")) if path.exists() else {}
-            elif args.quick or args.run:
+            else:
                 options = ["--seed", str(args.seed), *(["--quick"] if args.quick else [])]
                 found = result(script, Path(temporary), options)
                 failed |= not found

@@ -30,6 +30,10 @@ EVIL = "<script>x</script>$\\frac{\x00\u202e\ud800{{ 7 * 7 }}"
         ("checkpoints:\n- {name: base, source: b}\n\n- {source: s}", "line 4: a checkpoint has no field 'name'"),
         ("checkpoints:\n  base: b\n  sft: [1]", "line 3: checkpoint 'sft' must be a folder"),
         ("checkpoints:\n  base: b\n  sft: {source: 3}", "line 3: Checkpoint 'sft': 'source' must be a text, not 3"),
+        (
+            "checkpoints:\n  base: b\n  a: c\ncheckpoints:\n  base: b",
+            "line 4: 'checkpoints' is written twice (first in line 1",
+        ),
         ("checkpoints:\n  base: b\n  base: c", "line 3: checkpoint 'base' is written twice"),
         (
             "checkpoints:\n  base: b\n  sft: {source: s, parent: bse}",
