@@ -311,11 +311,11 @@ def in_plan(pace: Pace) -> str:
     late = (
         f"after {pace.longest} steps at the latest"
         if pace.budget is None
-        else f"or after {pace.longest} steps, if it can be paid"
+        else f"after {pace.longest} steps, if it can be paid"
     )
     return (
         f"{limit}the first completions are scored {often}{least}; new ones are drawn when KL moves by {pace.moved:g} a "
-        f"token, and after {pace.longest} steps {late}"
+        f"token, and {late}"
     )
 
 
