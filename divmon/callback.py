@@ -132,10 +132,7 @@ class DiversityCallback(TrainerCallback):  # type: ignore[misc]
             self._take(self.session.score(state.global_step))
             if self.session.due(state.global_step):
                 self._evaluate(state)
-            if self.board is not None:
-                saved_state(state)["levers"] = self.board.state()
-            if wakes and self.session.pacer is not None:
-                saved_state(state)["schedule"] = self.session.pacer.state()
+            self._keep(state, schedule=wakes)
         self._apply(args, control)  # also what the baseline asked for: flags set then are cleared when a step begins
 
     def on_evaluate(
@@ -150,6 +147,7 @@ class DiversityCallback(TrainerCallback):  # type: ignore[misc]
         with self._boundary.shield("monitor", "evaluate"), same_streams():
             if self.session.spare(state.global_step):
                 self._evaluate(state, "later")
+                self._keep(state)  # the checkpoint of this step is written after it
         known = {**self.session.latest, **self.session.scored}
         latest = {f"eval_divmon/{key}": value for key, value in known.items()}
         metrics.update({key: value for key, value in latest.items() if math.isfinite(value)})
@@ -196,6 +194,13 @@ class DiversityCallback(TrainerCallback):  # type: ignore[misc]
             session.note(session.book.refuse(name, step, "It was applied and had no effect on this trainer."))
         board.apply(session.book)
         saved_state(state)["book"] = session.book.to_json()
+
+    def _keep(self, state: TrainerState, *, schedule: bool = True) -> None:
+        """Put what a resumed run must know into the next checkpoint."""
+        if self.board is not None:
+            saved_state(state)["levers"] = self.board.state()
+        if schedule and self.session is not None and self.session.pacer is not None:
+            saved_state(state)["schedule"] = self.session.pacer.state()
 
     def _raise_board(self, session: Session, state: TrainerState, found: Mapping[str, Any]) -> None:
         """Put the levers in place, as they stood where the run resumes."""

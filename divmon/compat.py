@@ -30,6 +30,16 @@ def find_trainer() -> Any | None:
     return None
 
 
+def in_training(trainer: Any) -> bool:
+    """Whether `trainer.train` is under way, from the frames above. An interrupted one leaves no other trace."""
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None:
+        if frame.f_code.co_name == "train" and frame.f_locals.get("self") is trainer:
+            return True
+        frame = frame.f_back
+    return False
+
+
 def policy_of(model: Any) -> Any:
     """The module that generates: out of DDP and torch.compile wrappers and PPO's policy-and-value pair.
 

@@ -329,10 +329,14 @@ def in_plan(pace: Pace) -> str:
     often = f"every {pace.score_every} steps" if pace.score_every and pace.budget is None else "as often as it allows"
     least = "" if pace.budget is None else f" (at least every {pace.tenth} steps)"
     limit = "" if pace.budget is None else f"budget {100 * pace.budget:g} % of process time, baseline apart: "
-    late = "at the latest" if pace.budget is None else "if that can be paid"
+    late = (
+        f"after {pace.longest} steps at the latest"
+        if pace.budget is None
+        else f"after {pace.longest} steps, if it can be paid"
+    )
     return (
         f"{limit}the first completions are scored {often}{least}; new ones are drawn when KL moves by {pace.moved:g} a "
-        f"token, and after {pace.longest} steps {late}"
+        f"token, and {late}"
     )
 
 

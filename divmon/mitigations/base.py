@@ -74,6 +74,7 @@ def decide(
 ) -> tuple[Action, ...]:
     """The actions that firing alarms ask for, one of each kind, in the order of the events and of their `then`.
 
+    Levers act until their alarms resolve, and a rollback may wait for its time: of those there is one for each alarm.
     When both are asked for, the checkpoint is saved before training stops, whichever was written first.
 
     Args:
@@ -91,7 +92,7 @@ def decide(
     >>> [action.kind for action in decide([event])]
     ['save', 'stop']
     """
-    actions: dict[str, Action] = {}
+    actions: dict[tuple[str, str], Action] = {}
     for event in events:
         if event.state != "firing":
             continue
@@ -105,9 +106,10 @@ def decide(
                 on_error(name, error)
                 continue
             if action is not None:
-                actions.setdefault(action.kind, action)
-    if "save" in actions and "stop" in actions:
-        actions["stop"] = actions.pop("stop")
+                lasting = action.kind in (ROLLBACK, *LEVERS)
+                actions.setdefault((action.kind, event.alarm if lasting else ""), action)
+    if ("save", "") in actions and ("stop", "") in actions:
+        actions["stop", ""] = actions.pop(("stop", ""))
     return tuple(actions.values())
 
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from divmon import compat
 from divmon.errors import DivmonError
 from divmon.health import Health
 from divmon.resampling.rows import DPO_COLUMNS, MASKS, Row
@@ -41,7 +42,8 @@ class Serving:
     """The transform of the loader's data set: rows of a batch go in, and out, some replaced by refinements.
 
     A row of a prompt that has refinements gives way to one of them (with strength 1: always; they take turns over the
-    epochs). Of the other rows a `share` does, chosen anew each epoch.
+    epochs). Of the other rows a `share` does, chosen anew each epoch. Where training was interrupted, whoever reads the
+    data next finds the plain rows.
 
     Args:
         trainer: Whose epoch counts.
@@ -65,6 +67,7 @@ class Serving:
         self._data: Any = None
         self._format: Mapping[str, Any] = {}
         self._inner: Any = None
+        self._within = False  # whether `attach` was called by a training run, which then must be under way
 
     def attach(self, loader: Any) -> None:
         """Stand in the data set that `loader` reads.
@@ -80,6 +83,7 @@ class Serving:
         self._data, self._format = data, dict(data.format)
         self._inner = self._format["format_kwargs"].get("transform") if self._format["type"] == "custom" else None
         shown = {name: self._format[name] for name in ("columns", "output_all_columns")}
+        self._within = compat.in_training(self.trainer)
         data.set_transform(self, **shown)
 
     def detach(self) -> None:
@@ -123,6 +127,9 @@ class Serving:
         batch = batch if self._inner is None else self._inner(batch)
         if not all(name in batch for name in self.columns):
             return batch  # somebody looks at a column
+        if self._within and not compat.in_training(self.trainer):
+            self.detach()
+            return batch
         offer, self._first = self._first or self.now, None
         self.batches, self._unread = self.batches + 1, False
         if offer.empty:
@@ -133,7 +140,7 @@ class Serving:
         return mixed
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _as_it_is, ()  # a data set's fingerprint pickles its transform
+        return _without, (self._inner,)  # fingerprints pickle a data set's transform, and copies of the data copy it
 
     @property
     def _epoch(self) -> float:
@@ -177,5 +184,9 @@ class Serving:
         return tuple(row["input_ids"][:start])
 
 
-def _as_it_is(batch: Any = None) -> Any:
+def _without(inner: Any) -> Any:
+    return _as_it_is if inner is None else inner
+
+
+def _as_it_is(batch: Any) -> Any:
     return batch

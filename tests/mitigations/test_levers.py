@@ -21,7 +21,7 @@ from divmon.mitigations.diversity import clusters, components, factors, shaped
 from divmon.mitigations.entropy import EntropyBand
 from divmon.mitigations.gate import gate_weights, marginal_value
 from divmon.mitigations.settings import SETTINGS, EntropyBandSettings, GateSettings, LeverSettings
-from divmon.records import LEVERS, Action, LeverEvent, Measurement, Observation
+from divmon.records import LEVERS, Action, AlarmEvent, LeverEvent, Measurement, Observation
 from divmon.settings import Settings
 from divmon.sinks.base import curves
 
@@ -94,6 +94,21 @@ def test_an_overshoot_ends_once_the_alarm_has_resolved() -> None:
     assert [phase for _, phase, _ in phases(kept, rows)] == ["applied", "cooling", "cooling"]
     assert kept.strengths == {"gate": 0.0}
     assert phases(kept, [(60, (), CALM, {"p/length": 1.0})]) == [(60, "armed", 0.0)]
+
+
+def test_a_lever_answers_to_every_alarm_that_asks_in_one_evaluation() -> None:
+    asked = {"domain": "poems", "metric": "vendi", "severity": "critical", "value": 1.0, "state": "firing"}
+    events = [AlarmEvent(step=9, alarm=name, actions=("stop", "gate", "rollback"), **asked) for name in ("one", "two")]
+    actions = decide(events)
+    assert [(a.kind, a.alarm) for a in actions] == [
+        ("stop", "one"), ("gate", "one"), ("rollback", "one"), ("gate", "two"), ("rollback", "two"),
+    ]  # fmt: skip
+    kept = book(cooling=0)
+    both = {"one/poems": "firing", "two/poems": "firing"}
+    assert phases(kept, [(9, actions, both, {}), (10, (), {**both, "one/poems": "inactive"}, {})]) == [
+        (9, "applied", 1.0)
+    ]
+    assert kept.levers["gate"].alarms == ("one", "two")
 
 
 def test_what_is_missing_changes_nothing() -> None:

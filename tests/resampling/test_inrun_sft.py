@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import random
 import time
@@ -157,6 +158,42 @@ def test_a_resumed_run_sees_the_batches_of_the_uninterrupted_one(
     assert running.passes(tmp_path) == running.passes(out)
     kept = [json.loads(line) for line in (tmp_path / "divmon" / "lineage.jsonl").read_text().splitlines()]
     assert sum("resumed_at" not in line for line in kept) == 24
+
+
+def test_what_an_evaluation_of_the_trainers_has_brought_is_in_the_checkpoint_of_its_step(
+    tiny: Any, tmp_path: Path
+) -> None:
+    more = {"eval_strategy": "steps", "eval_steps": 2, "save_strategy": "steps", "save_steps": 2}
+    more |= {"watched": {"every": 4}, "max_steps": 5, "gradient_accumulation_steps": 2}
+    whole = running.train(tiny.sft, tmp_path / "whole", **more)
+    assert len(Lineage.read(tmp_path / "whole" / "divmon" / "lineage.jsonl")) == 24
+    running.train(tiny.sft, tmp_path / "cut", callbacks=[Stop(2)], **more)
+    second = running.train(tiny.sft, tmp_path / "cut", resume=str(tmp_path / "cut" / "checkpoint-2"), **more)
+    assert tiny.digest(second.trainer.model) == tiny.digest(whole.trainer.model)
+    assert running.passes(tmp_path / "cut") == running.passes(tmp_path / "whole")
+
+
+class Interrupt(TrainerCallback):
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if state.global_step == 5:
+            raise KeyboardInterrupt
+
+
+def test_who_reads_the_data_after_an_interruption_finds_the_plain_rows(tiny: Any, tmp_path: Path) -> None:
+    made: dict[str, Any] = {}
+
+    def make(out: Path, **more: Any) -> Any:
+        made["trainer"] = tiny.sft(out, **more)  # whose loader reads the very object
+        made["rows"] = [dict(row) for row in made["trainer"].train_dataset]
+        return made["trainer"]
+
+    with pytest.raises(KeyboardInterrupt):
+        running.train(make, tmp_path, callbacks=[Interrupt()], remove_unused_columns=False)
+    data = made["trainer"].train_dataset
+    assert data.format["type"] == "custom"
+    assert dict(copy.deepcopy(data)[3]) == made["rows"][3]
+    assert [dict(row) for row in data] == made["rows"]
+    assert data.format["type"] is None
 
 
 def test_a_share_of_the_rows_of_other_prompts_gives_way(tiny: Any, tmp_path: Path) -> None:
