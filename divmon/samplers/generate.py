@@ -10,30 +10,20 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
-import torch
 from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 from tqdm.auto import tqdm
-from transformers import GenerationConfig, LogitsProcessorList
+from transformers import GenerationConfig
 
 from divmon.compat import own_generation_configs, policy_of, stop_tokens, text_size, tokenizer_of, window_of
 from divmon.errors import ConfigError, SamplingError
 from divmon.probes import ProbeSet
 from divmon.records import Decoding, Probe, SampleBatch
 from divmon.samplers.guard import undisturbed
-from divmon.samplers.keyed import KeyedSampling, row_key
+from divmon.samplers.keyed import row_key
+from divmon.samplers.stages import Row, write
 
 log = logging.getLogger("divmon")
 LARGEST_BATCH = 256  # rows tried first; memory decides
-
-
-@dataclass(frozen=True)
-class _Row:
-    """One completion to draw: prompt i, completion j."""
-
-    i: int
-    j: int
-    prompt: tuple[int, ...]
-    key: int
 
 
 @dataclass(frozen=True)
@@ -156,7 +146,7 @@ class GenerateSampler:
         policy = policy_of(self.model)
         with undisturbed(self.model, self.tokenizer):
             prompts = [self._encode(probe, policy) for probe in probes]
-            rows = [_Row(i, j, prompts[i], key) for i, line in enumerate(keys) for j, key in enumerate(line)]
+            rows = [Row(i, j, prompts[i], key) for i, line in enumerate(keys) for j, key in enumerate(line)]
             rows.sort(key=lambda row: len(row.prompt))  # equal lengths together: less padding
             config = self._config(policy)
             for module in own_generation_configs(policy):  # what `config` leaves at None would be taken from there
@@ -189,7 +179,7 @@ class GenerateSampler:
             ids = [self._pad_id(policy) if bos is None else bos]
         return list(ids)
 
-    def _draw(self, policy: Any, config: GenerationConfig, rows: Sequence[_Row]) -> dict[tuple[int, int], _Drawn]:
+    def _draw(self, policy: Any, config: GenerationConfig, rows: Sequence[Row]) -> dict[tuple[int, int], _Drawn]:
         drawn: dict[tuple[int, int], _Drawn] = {}
         bar = tqdm(total=len(rows), desc="divmon probing", leave=False, disable=None if self.progress else True)
         with bar:
@@ -200,7 +190,7 @@ class GenerateSampler:
                 bar.update(len(cells))
         return drawn
 
-    def _attempt(self, policy: Any, config: GenerationConfig, rows: Sequence[_Row]) -> list[_Drawn]:
+    def _attempt(self, policy: Any, config: GenerationConfig, rows: Sequence[Row]) -> list[_Drawn]:
         """Completions of `rows`; none, and half as many rows from now on, where memory runs out."""
         try:
             return self._generate(policy, config, rows)
@@ -217,25 +207,12 @@ class GenerateSampler:
         log.info("divmon: out of memory with %d rows; sampling goes on with %d", len(rows), self._rows)
         return []
 
-    def _generate(self, policy: Any, config: GenerationConfig, rows: Sequence[_Row]) -> list[_Drawn]:
-        device = policy.device
-        length = max(len(row.prompt) for row in rows)
-        pad = config.pad_token_id
-        ids = torch.tensor([[pad] * (length - len(r.prompt)) + list(r.prompt) for r in rows], device=device)
-        mask = torch.tensor([[0] * (length - len(r.prompt)) + [1] * len(r.prompt) for r in rows], device=device)
-        keyed = KeyedSampling(
-            torch.tensor([row.key for row in rows], device=device),
-            prompt_length=length,
-            temperature=self.decoding.temperature,
-            top_p=self.decoding.top_p,
-        )
-        out = policy.generate(
-            input_ids=ids, attention_mask=mask, generation_config=config, logits_processor=LogitsProcessorList([keyed])
-        )
-        tokens = out[:, length:].tolist()
-        logprobs, entropies = (torch.stack(c, dim=1).cpu().numpy() for c in (keyed.logprobs, keyed.entropies))
+    def _generate(self, policy: Any, config: GenerationConfig, rows: Sequence[Row]) -> list[_Drawn]:
         stops = set(config.eos_token_id or ())
-        return [self._cut(t, lp, h, stops) for t, lp, h in zip(tokens, logprobs, entropies, strict=True)]
+        return [
+            self._cut(cell.tokens, cell.logprobs, cell.entropies, stops)
+            for cell in write(policy, config, rows, self.decoding)
+        ]
 
     def _config(self, policy: Any) -> GenerationConfig:
         return GenerationConfig(

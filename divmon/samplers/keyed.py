@@ -98,20 +98,25 @@ class KeyedSampling(LogitsProcessor):  # type: ignore[misc]
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         """Scores in, scores out: the same shape, 0 at the drawn token and -inf elsewhere."""
         position = input_ids.shape[1] - self.prompt_length
-        plain = torch.log_softmax(scores.float(), dim=-1)
-        drawn = self._drawn(plain, input_ids, position)
+        logits = scores.float()
+        lows = torch.finfo(logits.dtype).min  # 0 * -inf is not a number, 0 * this is 0
+        logits = (logits - logits.amax(dim=1, keepdim=True)).clamp_(min=lows)
+        p = _raised(logits)  # one exp for the draw, the log-probabilities and the entropies
+        drawn = self._drawn(logits, p, input_ids, position)
         if self.record:
-            self.entropies.append(entropy(plain))
-            self.logprobs.append(plain.gather(1, drawn[:, None]).squeeze(1))
+            total = p.sum(dim=1)
+            self.logprobs.append(logits.gather(1, drawn[:, None]).squeeze(1) - total.log())
+            # Both terms are at least 0, as the greatest of `logits` is 0: nothing cancels.
+            self.entropies.append(total.log() - p[:, : logits.shape[1]].mul_(logits).sum(dim=1) / total)
         return torch.full_like(scores, -torch.inf).scatter_(1, drawn[:, None], 0.0)
 
-    def _drawn(self, plain: torch.Tensor, input_ids: torch.Tensor, position: int) -> torch.Tensor:
-        """int64[B], a token a row from log-probabilities float32[B, V] at temperature 1 and top-p 1."""
+    def _drawn(self, logits: torch.Tensor, p: torch.Tensor, input_ids: torch.Tensor, position: int) -> torch.Tensor:
+        """int64[B], a token a row, from logits float32[B, V] at temperature 1 and top-p 1 and `_raised` of them."""
         if self.temperature == 0.0:
-            return torch.argmax(plain, dim=1)
-        warped = plain
-        if self.temperature != 1.0:
-            warped = torch.log_softmax(plain / self.temperature, dim=-1)
+            return torch.argmax(logits, dim=1)
+        if self.temperature == 1.0 and self.warp is None:
+            return _draw(logits, p, self.keys, position)
+        warped = torch.log_softmax(logits / self.temperature, dim=-1)
         if self.warp is not None:
             warped = torch.log_softmax(self.warp(input_ids, warped), dim=-1)
         return draw(warped, self.keys, position)
@@ -133,17 +138,31 @@ def draw(logp: torch.Tensor, keys: torch.Tensor, position: int) -> torch.Tensor:
     Returns:
         int64[B].
     """
-    rows, vocabulary = logp.shape
+    return _draw(logp, _raised(logp), keys, position)
+
+
+def _raised(logits: torch.Tensor) -> torch.Tensor:
+    """The exponentials of logits of at most 0, float[B, V]; with zeros behind, up to a whole number of groups."""
+    rows, vocabulary = logits.shape
     if vocabulary <= 2 * GROUP:
-        tokens = torch.arange(vocabulary, device=logp.device)[None]
-        return torch.argmax(logp + gumbel(uniform(keys, position, tokens)), dim=1)
-    groups = -(-vocabulary // GROUP)
-    p = logp.new_zeros(rows, GROUP * groups)
-    torch.exp(logp, out=p[:, :vocabulary])
+        return logits.exp()
+    p = logits.new_empty(rows, GROUP * -(-vocabulary // GROUP))
+    torch.exp(logits, out=p[:, :vocabulary])
+    p[:, vocabulary:] = 0.0
+    return p
+
+
+def _draw(logits: torch.Tensor, p: torch.Tensor, keys: torch.Tensor, position: int) -> torch.Tensor:
+    """`draw` from logits that need not be normalised, and `_raised` of them."""
+    rows, vocabulary = logits.shape
+    if vocabulary <= 2 * GROUP:
+        tokens = torch.arange(vocabulary, device=logits.device)[None]
+        return torch.argmax(logits + gumbel(uniform(keys, position, tokens)), dim=1)
+    groups = p.shape[1] // GROUP
     mass = p.view(rows, GROUP, groups).sum(dim=1)
-    names = -1 - torch.arange(groups, device=logp.device)[None]  # no token has a negative id
+    names = -1 - torch.arange(groups, device=logits.device)[None]  # no token has a negative id
     group = torch.argmax(mass.log() + gumbel(uniform(keys, position, names)), dim=1, keepdim=True)
-    tokens = group + groups * torch.arange(GROUP, device=logp.device)
-    inside = logp.gather(1, tokens.clamp(max=vocabulary - 1)).masked_fill(tokens >= vocabulary, -torch.inf)
+    tokens = group + groups * torch.arange(GROUP, device=logits.device)
+    inside = logits.gather(1, tokens.clamp(max=vocabulary - 1)).masked_fill(tokens >= vocabulary, -torch.inf)
     winner = torch.argmax(inside + gumbel(uniform(keys, position, tokens)), dim=1, keepdim=True)
     return tokens.gather(1, winner).squeeze(1)
