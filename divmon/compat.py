@@ -170,6 +170,41 @@ def refuse_sharding(trainer: Any) -> None:
         raise ConfigError(f"ZeRO-3 shards every weight, so a callback cannot generate. Use ZeRO-2. {instead}.")
 
 
+def sharded(trainer: Any) -> bool:
+    """Whether a forward pass needs every rank: FSDP2, or another way to spread parameters over devices (DTensor)."""
+    accelerator = getattr(trainer, "accelerator", None)
+    return bool(getattr(accelerator, "is_fsdp2", False)) or any(
+        hasattr(parameter, "device_mesh") for parameter in trainer.model.parameters()
+    )
+
+
+def refuse_images(trainer: Any) -> None:
+    """Training data with images or sounds: its prompts without them would be other prompts.
+
+    Raises:
+        ConfigError: It has such a column.
+    """
+    columns = getattr(getattr(trainer, "train_dataset", None), "column_names", None) or ()
+    found = sorted({"image", "images", "pixel_values", "audio", "audios", "video", "videos"} & set(columns))
+    if found:
+        raise ConfigError(
+            f"The training data is multimodal (column {found[0]!r}), and divmon samples prompts of text only. Pass "
+            "probes=[...] with prompts of text, or measure completions you made yourself with `divmon measure "
+            "FILE.jsonl`."
+        )
+
+
+def unverified(trainer: Any) -> list[str]:
+    """Sentences about what works by the libraries' code but has not been run by divmon's tests."""
+    found = []
+    if getattr(getattr(trainer, "args", None), "use_vllm", False):
+        found.append(
+            "vLLM: probes are sampled with the trainer's own copy of the model, not by the engine (rollouts are the "
+            "engine's); this set-up is unverified"
+        )
+    return found
+
+
 def rollout_settings(trainer: Any) -> tuple[int, list[float], Decoding]:
     """Completions a prompt, reward weights, and decoding of what a trainer generates."""
     args = trainer.args

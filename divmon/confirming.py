@@ -123,7 +123,7 @@ class Confirmations:
         """The bank: fresh completions of every prompt that a confirmed alarm watches."""
         watched = {domain for rule in self.rules if rule.confirms for domain in rule.cells(batch.domains)}
         probes = [probe for probe in batch.probes if OVERALL in watched or probe.domain in watched]
-        k, key = self.rules.confirm_k or FACTOR * max(1, batch.k), derived_key(_seed(batch), BANK, 0)
+        k, key = self.rules.confirm_k or FACTOR * max(1, batch.size), derived_key(_seed(batch), BANK, 0)
         try:
             bank = draw(probes, k=k, key=key) if probes else None
         except Exception as error:
@@ -151,7 +151,7 @@ class Confirmations:
         live = {probe.id: probe for probe in batch.probes}
         try:
             key = derived_key(_seed(batch), ask.key, verdict.attempt)
-            fresh = draw([live.get(probe.id, probe) for probe in before.probes], k=before.k, key=key)
+            fresh = draw([live.get(probe.id, probe) for probe in before.probes], k=before.size, key=key)
             now = self._slim(replace(fresh, step=ask.step))
         except Exception as error:
             self._failed(ask.key, error)

@@ -15,7 +15,7 @@ from divmon.alarms import dump_rules
 from divmon.alarms.planning import brief
 from divmon.config import Plan, fit
 from divmon.confirming import FACTOR, JOURNAL
-from divmon.errors import DivmonError, ProbeError
+from divmon.errors import ConfigError, DivmonError, ProbeError
 from divmon.health import Health
 from divmon.history import History
 from divmon.mitigations import LeverBook
@@ -47,7 +47,11 @@ def start(plan: Plan, trainer: Any, *, model: Any, processing_class: Any) -> Ses
     """
     args, settings = trainer.args, plan.settings
     compat.refuse_sharding(trainer)
-    ranks = Ranks(args.process_index, args.world_size)
+    if plan.probes is None:
+        compat.refuse_images(trainer)
+    ranks = Ranks(args.process_index, args.world_size, together=args.world_size > 1 and compat.sharded(trainer))
+    if ranks.together and "resample" in plan.levers:
+        raise ConfigError("resample draws on one rank only, which sharded weights (FSDP2) do not allow. Train with DDP.")
     health = Health(strict=settings.strict)
     tokenizer = compat.tokenizer_of(processing_class)
     probes = choose_probes(plan, trainer, tokenizer)
@@ -79,6 +83,11 @@ def start(plan: Plan, trainer: Any, *, model: Any, processing_class: Any) -> Ses
         if trainer.state.global_step > 0:
             session.book.restore(saved_state(trainer.state).get("book", {}))
     session.rollouts = rollouts.start(plan, trainer, ranks=ranks, health=health, sinks=twins, decode=tokenizer.decode)
+    if settings.reasoning != "keep":
+        opened = sampler.opened(probes)
+        session.opened = opened if settings.reasoning == "strip" else ()
+        if session.rollouts is not None:
+            session.rollouts.inside = len(opened) == len(probes)  # the chat template does it, of rollouts too
     if session.ranks.main:
         path = run_folder(plan, args)
         _bring_along(session, path, trainer.state)
@@ -290,6 +299,7 @@ def _announce(session: Session, plan: Plan, trainer: Any) -> None:
         lines.append(
             "       the data names no prompts, so the beginnings of its texts are probed; probes=[...] is better"
         )
+    lines += [f"       {text}" for text in compat.unverified(trainer)]
     if plan.default_sinks and len(session.sinks) == 1 + len(plan.sinks):
         lines.append(
             "       for curves beside your loss, set report_to='wandb', 'trackio' (no account needed) or 'tensorboard' "

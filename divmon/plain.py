@@ -96,7 +96,8 @@ def _floats(values: Sequence[Any]) -> np.ndarray:
 def batch_rows(batch: SampleBatch) -> Iterator[Mapping[str, Any]]:
     """The completions as lines: a head, then one a prompt, which is named and not repeated."""
     names = ("step", "source", "fingerprint", "decoding")
-    yield {"prompts": len(batch.probes), **{name: getattr(batch, name) for name in names}}
+    more = {"drawn": batch.drawn} if batch.drawn else {}
+    yield {"prompts": len(batch.probes), **{name: getattr(batch, name) for name in names}, **more}
     columns = [c for c in _COLUMNS if getattr(batch, c) is not None]
     for i, probe in enumerate(batch.probes):
         yield {"id": probe.id, **{c: getattr(batch, c)[i] for c in columns}}
@@ -124,4 +125,5 @@ def batch_from_rows(rows: Sequence[Mapping[str, Any]], probes: Sequence[Probe]) 
         decoding=Decoding(**head["decoding"]) if head["decoding"] else None,
         source=head["source"],
         fingerprint=head["fingerprint"],
+        drawn=head.get("drawn", 0),
     )

@@ -66,17 +66,21 @@ class Decoding:
         top_p: 1.0 keeps the tail.
         max_new_tokens: The length cap.
         key: Names the noise: equal key, weights and probes give equal completions.
+        reasoning: "keep": texts as they were drawn. "strip": without what stands in ``<think>...</think>``. "empty":
+            that too, and an empty block ends every prompt.
     """
 
     temperature: float = 1.0
     top_p: float = 1.0
     max_new_tokens: int = 128
     key: int = 0
+    reasoning: str = "keep"
 
     @property
     def signature(self) -> str:
-        """For example ``T:1|p:1|len:128|key:0``."""
-        return f"T:{self.temperature:g}|p:{self.top_p:g}|len:{self.max_new_tokens}|key:{self.key}"
+        """For example ``T:1|p:1|len:128|key:0``, with ``|reasoning:strip`` where it is not kept."""
+        way = "" if self.reasoning == "keep" else f"|reasoning:{self.reasoning}"
+        return f"T:{self.temperature:g}|p:{self.top_p:g}|len:{self.max_new_tokens}|key:{self.key}{way}"
 
 
 @dataclass(frozen=True)
@@ -96,6 +100,7 @@ class SampleBatch:
         source: "probe", "rollout" (drawn by the trainer, in train mode), "file", or "score" (the baseline's completions
             with what the policy of `step` says about them). Never mixed in one series.
         fingerprint: Of the probe set.
+        drawn: Completions drawn a prompt, where some were left out since; 0 where none were.
     """
 
     step: int
@@ -109,6 +114,7 @@ class SampleBatch:
     decoding: Decoding | None = None
     source: Source = "probe"
     fingerprint: str = ""
+    drawn: int = 0
 
     def __post_init__(self) -> None:
         if len(self.texts) != len(self.probes):
@@ -124,6 +130,11 @@ class SampleBatch:
         return min((len(row) for row in self.texts), default=0)
 
     @property
+    def size(self) -> int:
+        """Completions drawn a prompt: `k`, before any were left out."""
+        return self.drawn or self.k
+
+    @property
     def domains(self) -> tuple[str, ...]:
         """Domains in the order they first appear."""
         return tuple(dict.fromkeys(probe.domain for probe in self.probes))
@@ -135,7 +146,7 @@ class SampleBatch:
     @property
     def signature(self) -> str:
         """K, decoding, source and probe fingerprint: what two batches must share to be compared."""
-        sizes = sorted({len(row) for row in self.texts})
+        sizes = sorted({self.drawn or len(row) for row in self.texts})
         k = str(sizes[0]) if len(sizes) == 1 else f"{sizes[0]}-{sizes[-1]}" if sizes else "0"
         drawn = self.decoding.signature if self.decoding else "decoding:unknown"
         return f"k:{k}|{drawn}|{self.source}|probes:{self.fingerprint}"

@@ -13,6 +13,7 @@ from divmon.health import Health
 from divmon.history import History
 from divmon.metrics import METRICS
 from divmon.monitor import Lenses, Monitor
+from divmon.reasoning import answers
 from divmon.records import Decoding
 from divmon.samplers.ranks import Ranks
 from divmon.samplers.rollouts import RolloutTap, rollout_batch
@@ -47,6 +48,7 @@ class RolloutWatch:
         group: Completions a prompt.
         weights: Of the reward functions.
         decoding: The training decoding.
+        inside: The prompts end inside a reasoning block.
     """
 
     tap: RolloutTap
@@ -57,6 +59,7 @@ class RolloutWatch:
     group: int
     weights: Sequence[float]
     decoding: Decoding
+    inside: bool = False
 
     def evaluate(self) -> None:
         """Measure what was generated since the last call, if anything was. Every rank calls it."""
@@ -66,7 +69,10 @@ class RolloutWatch:
             if not rows or not self.ranks.main:
                 return
             with self.health.shield("monitor", "rollouts"):
-                batch = rollout_batch(rows, step=step, group=self.group, weights=self.weights, decoding=self.decoding)
+                decoding = self.decoding
+                batch = rollout_batch(rows, step=step, group=self.group, weights=self.weights, decoding=decoding)
+                if decoding.reasoning != "keep":
+                    batch, _ = answers(batch, inside=self.inside)
                 observation = self.monitor.observe(batch)
                 if self.monitor.history is not None:
                     self.monitor.history.slim()  # one evaluation a step: a long run would fill the memory
@@ -100,6 +106,7 @@ def start(
     metrics = tuple(METRICS[name] for name in WATCHED)
     monitor = Monitor(metrics, lenses=lenses, health=health, keep_completions=False, intervals=False)
     group, weights, decoding = compat.rollout_settings(trainer)
+    decoding = replace(decoding, reasoning="keep" if plan.settings.reasoning == "keep" else "strip")
     return RolloutWatch(tap, monitor, sinks, ranks, health, group, weights, decoding)
 
 

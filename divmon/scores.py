@@ -185,7 +185,8 @@ class ScoreWatch:
         """The bank as the live policy sees it, from every rank's share; None when a rank failed."""
         if self.bank is None:
             return None
-        share, mine = self.bank.share(self.ranks.index, self.ranks.count), None
+        ranks, mine = self.ranks, None
+        share = self.bank if ranks.together else self.bank.share(ranks.index, ranks.count)
         if share is not None:
             with self.health.shield("scorer"):
                 mine = self.scorer(share, step=step)

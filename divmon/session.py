@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 
@@ -15,12 +16,16 @@ from divmon.mitigations import LeverBook
 from divmon.monitor import Monitor
 from divmon.pacing import Pacer
 from divmon.probes import ProbeSet
+from divmon.reasoning import answers
 from divmon.records import Action, Decoding, LeverEvent, Observation, Probe, SampleBatch
 from divmon.rollouts import RolloutWatch
 from divmon.samplers.base import Sampler
 from divmon.samplers.ranks import Ranks, merge
 from divmon.scores import ScoreWatch
 from divmon.sinks import Sink
+
+log = logging.getLogger("divmon")
+CUT = "cut_while_reasoning"  # completions left out for it
 
 
 @dataclass(frozen=True)
@@ -77,6 +82,7 @@ class Session:
     scored: Mapping[str, float] = field(default_factory=dict)
     started: float = field(default_factory=time.perf_counter)
     untold: tuple[LeverEvent, ...] = ()  # recorded, and not shown yet
+    opened: Collection[str] = ()  # probes whose prompts end inside a reasoning block
 
     def due(self, step: int) -> bool:
         """Whether `step` is an evaluation step that has not been evaluated. With scores, ask after `score`."""
@@ -187,7 +193,7 @@ class Session:
         try:
             if batch is None:
                 return self.monitor.missed(step, health=timings)
-            return self.monitor.observe(batch, health=timings, draw=partial(self._draw, step))
+            return self.monitor.observe(self._answers(batch), health=timings, draw=partial(self._draw, step))
         finally:
             if self.monitor.rules.confirms:
                 self.ranks.broadcast(None)
@@ -202,7 +208,22 @@ class Session:
         batch = self._collect(self.ranks.gather(self._sample(step, self.ranks.broadcast(wanted))), wanted.probes)
         if batch is None:
             raise DrawFailed("the sampler failed; see divmon/health/sampler_failures")
-        return batch
+        return self._answers(batch)
+
+    def _answers(self, batch: SampleBatch) -> SampleBatch:
+        """The completions as they are measured: without their reasoning, unless that is kept."""
+        if self.decoding.reasoning == "keep":
+            return batch
+        found, cut = answers(batch, inside=self.opened, decode=getattr(self.sampler, "decode", None))
+        if cut:
+            if CUT not in self.health.counts:
+                log.warning(
+                    "divmon: %d of %d completions of step %d were cut while reasoning and are left out: raise "
+                    "max_new_tokens. Counted in divmon/health/%s, not reported again.",
+                    cut, sum(map(len, batch.texts)), batch.step, CUT,
+                )  # fmt: skip
+            self.health.counts[CUT] = self.health.counts.get(CUT, 0.0) + cut
+        return found
 
     def _serve(self, step: int) -> None:
         """Draw for rank 0 until it asks for no more."""

@@ -11,6 +11,7 @@ from typing import Any, TypedDict
 import yaml
 
 from divmon.errors import ConfigError, suggest
+from divmon.reasoning import way_named
 from divmon.records import Decoding
 from divmon.schedule import MOVED
 
@@ -32,6 +33,7 @@ class SettingsKwargs(TypedDict, total=False):
     temperature: float
     top_p: float
     seed: int
+    reasoning: str
     metrics: Sequence[Any] | None
     alarms: Any
     alpha: float | None
@@ -71,10 +73,15 @@ class Settings:
         budget: Share of process time that divmon may take, the baseline apart: "2%" or 0.02. It makes scores and
             samplings rarer and changes nothing else. None: no limit.
         moved: Change of KL per token, in nats by the scores, at which the policy is sampled anew. None: 0.02.
-        max_new_tokens: Length cap of a completion. None: the trainer's own cap, at most 128.
+        max_new_tokens: Length cap of a completion. None: the trainer's own cap, at most 128 and half of the model's
+            window. A prompt that does not fit into the window beside it loses its beginning, never its end, and a
+            warning counts such prompts; scores read it exactly as it was sampled from.
         temperature: 1.0 samples the policy as it is.
         top_p: 1.0 keeps the tail.
         seed: Names the noise; equal seeds and weights give equal completions.
+        reasoning: What is done with ``<think>...</think>``. "strip": what comes after it is measured, and a completion
+            that was cut while reasoning is left out and counted. "keep": all of it is measured. "empty": an empty
+            block ends every prompt, so that the answer begins at once. Rewards and scores see whole completions.
         metrics: Names, functions of one prompt's list of completions, or `Metric` records; ``"default"`` stands for the
             default set. None: that set.
         alarms: A YAML file, a list of rules or mappings, instead of the default rules; ``[]`` for none. None: the
@@ -127,6 +134,7 @@ class Settings:
     temperature: float = 1.0
     top_p: float = 1.0
     seed: int = 0
+    reasoning: str = "strip"
     metrics: Sequence[Any] | None = None
     alarms: Any = None
     alpha: float | None = None
@@ -163,6 +171,7 @@ class Settings:
             raise ConfigError(f"top_p must be above 0 and at most 1, not {self.top_p}.")
         if isinstance(self.quality, str) and self.quality != "rewards" and ":" not in self.quality:
             raise ConfigError(f"quality={self.quality!r}: pass a function, 'package.module:function', or 'rewards'.")
+        way_named(self.reasoning)
         if not isinstance(self.seed, int) or isinstance(self.seed, bool):
             raise ConfigError(f"seed must be an integer, not {self.seed!r}.")
         if self.run_dir is not None and not isinstance(self.run_dir, (str, Path)):
@@ -211,7 +220,7 @@ class Settings:
 
     def decoding(self, cap: int) -> Decoding:
         """How probes are sampled, with `cap` tokens where the user named no cap."""
-        return Decoding(self.temperature, self.top_p, self.max_new_tokens or cap, self.seed)
+        return Decoding(self.temperature, self.top_p, self.max_new_tokens or cap, self.seed, self.reasoning)
 
 
 def _check_schedule(settings: Settings) -> None:

@@ -89,7 +89,7 @@ def swap_test(
         verdict,
         outcome=found.outcome(verdict.level, beyond=beyond),
         reason=reason,
-        completions=before.k,
+        completions=before.size,
         details=json.loads(json.dumps(to_json(told))),
         **{name: getattr(found, name) for name in names},
     )

@@ -231,7 +231,7 @@ def test_no_alarms_and_no_sinks_and_one_completion():
 
 
 def test_decoding_takes_the_cap_nobody_named():
-    assert Settings(temperature=0.7, top_p=0.9, seed=3).decoding(50) == Decoding(0.7, 0.9, 50, 3)
+    assert Settings(temperature=0.7, top_p=0.9, seed=3).decoding(50) == Decoding(0.7, 0.9, 50, 3, "strip")
     assert Settings(max_new_tokens=9).decoding(50).max_new_tokens == 9
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import textwrap
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -10,9 +9,7 @@ from typing import Any
 
 from divmon.errors import unknown
 from divmon.metrics.base import Metric
-
-_THINK = re.compile(r"<think>.*?</think>", re.DOTALL)
-_CLOSING = "</think>"
+from divmon.reasoning import strip_think
 
 
 @dataclass(frozen=True)
@@ -120,18 +117,6 @@ class Protocol:
             elif stated != {value}:
                 found.append(f"{name}: {', '.join(f'{v:g}' for v in sorted(stated))} instead of {value:g}")
         return (*found, *(f"{kind}: {name}" for kind, name in lenses.items() if " instead of " in name))
-
-
-def strip_think(text: str) -> str:
-    """`text` without its reasoning: what stands in ``<think>...</think>``, or before a lone closing tag.
-
-    >>> strip_think("<think>Seven?</think>\\n7"), strip_think("Seven?</think> 7"), strip_think("<think>cut")
-    ('\\n7', ' 7', '<think>cut')
-
-    Source: Karouzos et al. (2026), arXiv:2604.16027.
-    """
-    text = _THINK.sub("", text)
-    return text.rpartition(_CLOSING)[2] if _CLOSING in text else text
 
 
 __all__ = ["Protocol", "strip_think"]

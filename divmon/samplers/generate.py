@@ -17,6 +17,7 @@ from transformers import GenerationConfig
 from divmon.compat import own_generation_configs, policy_of, stop_tokens, text_size, tokenizer_of, window_of
 from divmon.errors import ConfigError, SamplingError
 from divmon.probes import ProbeSet
+from divmon.reasoning import begins_inside, decoder, suppressed
 from divmon.records import Decoding, Probe, SampleBatch
 from divmon.samplers.guard import undisturbed
 from divmon.samplers.keyed import row_key
@@ -46,7 +47,8 @@ class GenerateSampler:
         model: The policy, wrapped or not.
         tokenizer: Its tokenizer or processor. A missing pad token is fine.
         k: Completions a probe.
-        decoding: Temperature, top-p, length cap, noise key.
+        decoding: Temperature, top-p, length cap, noise key, and whether an empty reasoning block ends the prompts.
+            Nothing is taken out of texts here.
         chat_options: Passed to `apply_chat_template`.
         batch_size: Rows in one `generate`; found by trying when None. An out-of-memory error halves it and goes on.
         progress: Show a progress bar on a terminal.
@@ -64,6 +66,7 @@ class GenerateSampler:
         policy_of(self.model)
         self.tokenizer = tokenizer_of(self.tokenizer)
         self._rows = self.batch_size or LARGEST_BATCH
+        self._decode = decoder(self.tokenizer)
 
     def fresh(self, *, k: int, key: int) -> GenerateSampler:
         """The same sampler with `k` completions a probe and the noise that `key` names."""
@@ -119,7 +122,7 @@ class GenerateSampler:
         return SampleBatch(
             step=step,
             probes=tuple(probes),
-            texts=tuple(tuple(self._decode(cell.tokens) for cell in line) for line in grid),
+            texts=tuple(tuple(self.decode(cell.tokens) for cell in line) for line in grid),
             token_ids=column("tokens"),
             finished=column("finished"),
             logprobs=column("logprobs"),
@@ -134,12 +137,17 @@ class GenerateSampler:
         Raises:
             SamplingError: As `__call__`.
         """
-        return [self._decode(line[0].tokens) for line in self._grid(probes, [[key] for key in keys])]
+        return [self.decode(line[0].tokens) for line in self._grid(probes, [[key] for key in keys])]
 
     def prompt_ids(self, probes: ProbeSet) -> tuple[tuple[int, ...], ...]:
         """The prompt tokens that completions of `probes` are drawn from, for a bank."""
         policy = policy_of(self.model)
         return tuple(self._encode(probe, policy) for probe in probes)
+
+    def opened(self, probes: ProbeSet) -> frozenset[str]:
+        """Ids of probes whose prompts, as they are written for the model, end inside a reasoning block."""
+        plain = replace(self, decoding=replace(self.decoding, reasoning="keep"))
+        return frozenset(p.id for p in probes if begins_inside(str(self.tokenizer.decode(plain.tokens(p)))))
 
     def _grid(self, probes: Sequence[Probe], keys: Sequence[Sequence[int]]) -> list[list[_Drawn]]:
         """A completion for each key of each probe; the model is left as found."""
@@ -177,7 +185,7 @@ class GenerateSampler:
         if not ids:  # the policy starts from nothing: its first token, where it has one
             bos = self.tokenizer.bos_token_id
             ids = [self._pad_id(policy) if bos is None else bos]
-        return list(ids)
+        return suppressed(self.tokenizer, ids) if self.decoding.reasoning == "empty" else list(ids)
 
     def _draw(self, policy: Any, config: GenerationConfig, rows: Sequence[Row]) -> dict[tuple[int, int], _Drawn]:
         drawn: dict[tuple[int, int], _Drawn] = {}
@@ -245,6 +253,6 @@ class GenerateSampler:
         known = text_size(policy, "vocab_size") or math.inf
         return int(next((c for c in candidates if c is not None and c < known), 0))
 
-    def _decode(self, tokens: Sequence[int]) -> str:
-        text = self.tokenizer.decode(list(tokens), skip_special_tokens=True)
-        return str(text)
+    def decode(self, tokens: Sequence[int]) -> str:
+        """The text of a completion, as it stands in batches."""
+        return self._decode(tokens)

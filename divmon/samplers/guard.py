@@ -30,7 +30,8 @@ def undisturbed(model: torch.nn.Module, tokenizer: Any = None) -> Iterator[None]
 
     Inside, the model is in eval mode and no gradients are recorded. Restored: every module's ``training`` flag (not
     ``model.train()``: frozen sub-modules stay frozen), the random streams of python, numpy, torch and every device,
-    each module's ``generation_config`` object (PEFT rewrites the base model's), and the tokenizer's padding side.
+    each module's ``generation_config`` object (PEFT rewrites the base model's), the tokenizer's padding side, and
+    weights that FSDP2 shards.
 
     Gradient checkpointing is deliberately not touched: in eval mode it is inert, and switching it off and on leaks a
     hook on the embeddings each time.
@@ -50,6 +51,8 @@ def undisturbed(model: torch.nn.Module, tokenizer: Any = None) -> Iterator[None]
     finally:
         for module, training in flags:
             module.training = training
+            if hasattr(module, "reshard"):  # FSDP2 leaves the outermost whole after a pass without gradients
+                module.reshard()
         for module, config in configs:
             module.generation_config = config
         if side is not None:

@@ -19,10 +19,13 @@ class Ranks:
     Attributes:
         index: Its rank.
         count: How many there are.
+        together: Every rank does all of the work, in the same order: where weights are sharded, a forward pass needs
+            all ranks, and unequal shares would wait for each other for ever.
     """
 
     index: int = 0
     count: int = 1
+    together: bool = False
 
     @property
     def main(self) -> bool:
@@ -31,7 +34,7 @@ class Ranks:
 
     def share(self, probes: ProbeSet) -> ProbeSet | None:
         """The probes this rank samples; None where there are more ranks than probes."""
-        mine = probes.probes[self.index :: self.count]
+        mine = probes.probes if self.together else probes.probes[self.index :: self.count]
         return ProbeSet(mine) if mine else None
 
     def gather(self, item: T) -> list[T]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from divmon.metrics import METRICS
 from divmon.metrics.base import Metric, MetricContext, Result, evaluate, missing
 from divmon.metrics.quality import judge
 from divmon.probes import ProbeSet
+from divmon.reasoning import answers, way_named
 from divmon.records import Measurement, SampleBatch
 from divmon.samplers.ranks import Ranks
 from divmon.settings import LENGTH_CAP, Settings
@@ -24,7 +26,6 @@ from divmon.tracing.drawing import Draw, Drawing, Sampled
 from divmon.tracing.lineage import Lineage
 from divmon.tracing.numbers import measurements, numbers
 from divmon.tracing.percentages import Shape, percentages
-from divmon.tracing.reasoning import answers, way_named
 from divmon.tracing.results import Seen, Series, Split, Trace
 from divmon.tracing.sampling import Asked
 from divmon.tracing.splitting import DISTANCES, Distances, distances, split
@@ -89,7 +90,7 @@ def trace(
     aggregator = aggregator_named(aggregator)
     asked = Asked(
         k=chosen.settings.k,
-        decoding=chosen.settings.decoding(LENGTH_CAP),
+        decoding=replace(chosen.settings.decoding(LENGTH_CAP), reasoning="keep"),  # each checkpoint has its way
         chat=bool(chosen.settings.chat),
         batch_size=chosen.settings.batch_size,
         dtype=dtype,

@@ -11,8 +11,8 @@ from typing import Any
 import yaml
 
 from divmon.errors import ConfigError, unknown
+from divmon.reasoning import way_named
 from divmon.tracing.attribution import branches, check_tree
-from divmon.tracing.reasoning import way_named
 
 SUFFIXES = (".yaml", ".yml")
 _TOP = "checkpoints"

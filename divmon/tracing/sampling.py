@@ -9,10 +9,10 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 from divmon.probes import ProbeSet
+from divmon.reasoning import begins_inside, suppressed
 from divmon.records import Decoding, Probe, SampleBatch
 from divmon.samplers.generate import GenerateSampler
 from divmon.tracing.lineage import Checkpoint, Lineage
-from divmon.tracing.reasoning import CLOSE, EMPTY, OPEN, begins_inside
 from divmon.tracing.weights import load_model, load_tokenizer, this_device
 
 
@@ -64,7 +64,7 @@ class Model:
         written = ProbeSet(tuple(self._written(probe) for probe in probes))
         self.sampler.check(written)
         batch = self.sampler(written, step=step)
-        return replace(batch, probes=probes.probes, fingerprint=probes.fingerprint, texts=self._texts(batch))
+        return replace(batch, probes=probes.probes, fingerprint=probes.fingerprint)
 
     def prepare(self, probes: ProbeSet) -> None:
         """Fill in `facts` about these prompts."""
@@ -91,24 +91,8 @@ class Model:
             probe = replace(probe, prompt=probe.text)
         ids = self.sampler.tokens(probe)
         if self.suppress:
-            closing = f"\n{CLOSE}\n" if begins_inside(tokenizer.decode(ids)) else EMPTY
-            ids = [*ids, *tokenizer(closing, add_special_tokens=False)["input_ids"]]
+            ids = suppressed(tokenizer, ids)
         return replace(probe, token_ids=tuple(int(i) for i in ids))
-
-    def _texts(self, batch: SampleBatch) -> tuple[tuple[str, ...], ...]:
-        """The texts, with the marks of reasoning also where they are special tokens, which decoding leaves out."""
-        tokenizer = self.sampler.tokenizer
-        special = list(tokenizer.all_special_tokens)
-        if batch.token_ids is None or not {OPEN, CLOSE} & set(special):
-            return batch.texts
-
-        def text(ids: tuple[int, ...]) -> str:
-            whole = str(tokenizer.decode(list(ids), skip_special_tokens=False))
-            for token in special:
-                whole = whole if token in (OPEN, CLOSE) else whole.replace(token, "")
-            return whole
-
-        return tuple(tuple(text(ids) for ids in row) for row in batch.token_ids)
 
 
 def open_checkpoint(checkpoint: Checkpoint, lineage: Lineage, asked: Asked, *, suppress: bool, several: bool) -> Model:

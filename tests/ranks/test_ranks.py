@@ -114,6 +114,26 @@ def test_resampling_that_fails_leaves_both_ranks_as_they_were(tmp_path: Path) ->
     assert set(launch(tmp_path / "plain", "resample-plain")) == set(launch(tmp_path / "rows", "pass:0"))
 
 
+def test_two_ranks_are_undisturbed_by_scores_samplings_and_rollouts_together(tmp_path: Path) -> None:
+    watched = tmp_path / "watched"
+    assert set(launch(tmp_path / "plain", "grpo-plain")) == set(launch(watched, "grpo-mixture"))
+    history = divmon.History.read(watched)
+    assert len(history.rollouts().evaluations) == 6
+    assert len(history.scores().evaluations) == 7
+    assert len(history.evaluations) > 1
+
+
+def test_sharded_weights_are_sampled_and_scored_and_training_is_undisturbed(tmp_path: Path) -> None:
+    assert len(set(launch(tmp_path, "sharded"))) == 1  # each rank compares its weights and losses with a plain run
+    history = divmon.History.read(tmp_path)
+    assert [e.step for e in history.evaluations] == [0, 2, 4]
+    first = {m.metric: m.value for m in history.scores().evaluations[0].measurements}
+    assert (first["retained_mass"], first["kl_per_token"]) == (1.0, 0.0)
+    assert [e.step for e in history.scores().evaluations] == [0, 1, 2, 3, 4]
+    assert not any(n for e in history.evaluations for part, n in e.health.items() if part.endswith("_failures"))
+    assert [len(row) for row in history.kept("bank").texts] == [4] * 5
+
+
 def test_a_stop_reaches_both_ranks(tmp_path: Path) -> None:
     lines = launch(tmp_path, "stop")
     assert {line.split()[1] for line in lines} == {"2"}

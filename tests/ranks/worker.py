@@ -137,9 +137,58 @@ def resample(out: Path, tiny: Any, mode: str) -> None:
     print(f"DONE {story.trainer.state.global_step} {tiny.digest(story.trainer.model)}", flush=True)
 
 
+def whole_digest(model: Any) -> str:
+    """sha256 of every weight, put together from all ranks where it is sharded."""
+    import hashlib
+
+    sha = hashlib.sha256()
+    for name, value in sorted(model.state_dict().items()):
+        value = value.full_tensor() if hasattr(value, "full_tensor") else value
+        sha.update(name.encode() + value.detach().contiguous().view(torch.uint8).numpy().tobytes())
+    return sha.hexdigest()
+
+
+def sharded(out: Path, tiny: Any) -> None:
+    """FSDP2 in a real trainer, without divmon and with it: the same weights, none of them left whole.
+
+    Accelerate turns FSDP on for accelerators only; here its state says so on CPU, and everything else is its own.
+    """
+    from accelerate.state import AcceleratorState
+    from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
+
+    init = AcceleratorState.__init__
+
+    def told(self: Any, *given: Any, **more: Any) -> None:
+        init(self, *given, **more)
+        self.distributed_type = DistributedType.FSDP
+        self.fsdp_plugin = FullyShardedDataParallelPlugin(
+            fsdp_version=2, auto_wrap_policy="transformer_based_wrap", transformer_cls_names_to_wrap=["GPT2Block"],
+            cpu_ram_efficient_loading=False,
+        )  # fmt: skip
+
+    AcceleratorState.__init__ = told
+    # five prompts of different lengths: shares would be unequal
+    given = {"probes": [*tiny.PROMPTS[:4], "1+2+3+4="], "alarms": CONFIRMED}
+    watched = divmon.DiversityCallback(
+        every=2, k=3, max_new_tokens=8, sinks=[], strict=True, score_every=1, confirm_k=4, **given
+    )
+    found = []
+    for callbacks, folder in (([], out / "plain"), ([watched], out)):
+        trainer = tiny.sft(folder, callbacks=callbacks, max_steps=4)
+        assert trainer.accelerator.is_fsdp2
+        trainer.train()
+        assert {type(p).__name__ for p in trainer.model.parameters()} == {"DTensor"} or not callbacks
+        found.append((whole_digest(trainer.model), tiny.rows(trainer)))
+    assert found[0] == found[1]
+    print(f"DONE {trainer.state.global_step} {found[1][0]}", flush=True)
+
+
 def main(out: Path, mode: str) -> None:
     torch.set_num_threads(1)
     tiny = load("tiny")
+    if mode == "sharded":
+        sharded(out, tiny)
+        return
     if mode.startswith(("resample", "pass")):
         resample(out, tiny, mode)
         return
@@ -147,6 +196,8 @@ def main(out: Path, mode: str) -> None:
     if mode == "stop":
         rule = {"name": "always", "metric": "length", "rule": "above", "level": 0.5, "for": 2, "then": ["save", "stop"]}
         settings["alarms"] = [rule]
+    if mode == "grpo-mixture":
+        settings["score_every"] = 1
     if mode.startswith("scorer"):  # rank 0 reads its clock: the others could not know
         settings |= {"budget": "60%", "alarms": [LOST]}
     if mode.startswith(("draw", "confirm")):

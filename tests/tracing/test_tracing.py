@@ -19,10 +19,10 @@ import pytest
 
 import divmon
 from divmon.errors import ConfigError, HistoryError
+from divmon.reasoning import answer, answers
 from divmon.records import SampleBatch
 from divmon.tracing import sampling, weights
 from divmon.tracing.lineage import Checkpoint, Lineage
-from divmon.tracing.reasoning import answer, answers
 
 FEW = {"metrics": ["tfidf_distance", "effective_formats", "token_entropy"], "k": 4, "max_new_tokens": 24}
 
