@@ -112,15 +112,17 @@ class InRun:
             self.health.failed("mitigation", f"resample: the critic: {why}", told)
         step = observation.step
         learnt = [Learnt(r.probe.id, str(r.text), str(r.candidate.attempt.text), step) for r in found.accepted]
-        return found, self._prepared(learnt, "resample (rows)")
+        kept, unfit = self._prepared(learnt, "resample (rows)")
+        return replace(found, counts={**found.counts, "not_fitting": unfit}), kept
 
-    def _prepared(self, learnt: Sequence[Learnt], name: str) -> list[Kept]:
-        """What the trainer can learn, with its rows; nothing where they cannot be made."""
+    def _prepared(self, learnt: Sequence[Learnt], name: str) -> tuple[list[Kept], int]:
+        """What the trainer can learn, with its rows, and how many it cannot; nothing where rows cannot be made."""
         rows: Sequence[Row | None] = []
         if learnt:
             with self.health.shield("mitigation", name):
                 rows = prepare(self.serving.trainer, learnt, self.probes)
-        return [(item, row) for item, row in zip(learnt, rows, strict=False) if row is not None]
+        kept = [(item, row) for item, row in zip(learnt, rows, strict=False) if row is not None]
+        return kept, len(rows) - len(kept)
 
     def _add(self, kept: Sequence[Kept]) -> None:
         self.learnt += [item for item, _ in kept]
@@ -144,7 +146,7 @@ class InRun:
     def restore(self, state: Mapping[str, Any]) -> None:
         """Go on from `state`; every rank must be here."""
         saved = [Learnt(**item) for item in state.get("learnt", ())]
-        kept = self.ranks.broadcast(self._prepared(saved, "resample (resume)") if self.ranks.main else [])
+        kept = self.ranks.broadcast(self._prepared(saved, "resample (resume)")[0] if self.ranks.main else [])
         self._add(kept)
         self.serving.restore(state.get("serving", {}))
         self.serving.served = int(state.get("served", 0))
@@ -158,8 +160,11 @@ class InRun:
             raise DivmonError("some refinements of the run that resumes cannot be made into rows any more")
 
     def detach(self) -> None:
-        """Leave the data set as it was found."""
+        """Leave the data set as it was found, and write what the disk has refused."""
         self.serving.detach()
+        if self.resampler is not None and self.resampler.lineage is not None:
+            with self.health.shield("disk", str(self.resampler.lineage.path)):
+                self.resampler.lineage.flush()
 
 
 def judged_by(quality: Quality | None, probes: Iterable[Probe]) -> Quality | None:
@@ -204,4 +209,6 @@ def _sentence(found: Resampled, accepted: int) -> str:
     turned = sorted(((n, name) for name, n in counts.items() if name.startswith("not_") and n), reverse=True)
     lost = ", ".join(f"{n} {name}" for n, name in turned[:MENTIONED]).replace("_", " ")
     why = f" Turned away: {lost}." if lost else ""
+    if silent := counts.get("uncriticised"):
+        why = f" The critic had nothing to say of {silent} attempt{'' if silent == 1 else 's'}.{why}"
     return f"{accepted} refinement{'' if accepted == 1 else 's'} accepted{of}{whom}.{why}{failed}"

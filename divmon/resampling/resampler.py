@@ -105,8 +105,8 @@ class Resampler:
             faults.add("the pass", error)
         for made in accepted:
             self._kept.setdefault(made.probe.id, []).append(str(made.text))
-        if self.lineage is not None and accepted:
-            try:
+        if self.lineage is not None:
+            try:  # also where nothing is new: an earlier pass may have found the disk full
                 self.lineage.append(accepted)
             except Exception as error:
                 faults.add("writing the lineage", error)

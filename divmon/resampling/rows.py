@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -120,8 +121,9 @@ def _check_options(trainer: Any) -> None:
 
 
 def prepare(trainer: Any, learnt: Sequence[Learnt], probes: Mapping[str, Probe]) -> list[Row | None]:
-    """A row for each of `learnt`, made by the trainer's own preparation; None for one that it drops.
+    """A row for each of `learnt`, made by the trainer's own preparation.
 
+    None for one that the trainer drops, and for one that the model's window cannot hold, which would end training.
     One rank may call it alone.
 
     Args:
@@ -140,8 +142,18 @@ def prepare(trainer: Any, learnt: Sequence[Learnt], probes: Mapping[str, Probe])
         (plain if isinstance(probe.prompt, str) else chats).append(row)
     for rows in (plain, chats):  # TRL looks at the first row of a data set only
         for row in _by_trainer(trainer, rows) if rows else ():
-            found[row[_INDEX]] = {name: value for name, value in row.items() if name != _INDEX}
+            if _length(row, trainer.args) <= (compat.window_of(compat.policy_of(trainer.model)) or math.inf):
+                found[row[_INDEX]] = {name: value for name, value in row.items() if name != _INDEX}
     return found
+
+
+def _length(row: Row, args: Any) -> float:
+    """The tokens of a row that the model will see, at most."""
+    if "input_ids" in row:
+        found = len(row["input_ids"])
+    else:
+        found = len(row["prompt_ids"]) + max(len(row["chosen_ids"]), len(row["rejected_ids"]))
+    return min(found, getattr(args, "max_length", None) or math.inf)  # DPO cuts when it makes batches
 
 
 def _raw(trainer: Any, probe: Probe, item: Learnt) -> dict[str, Any]:

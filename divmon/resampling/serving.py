@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -117,7 +117,8 @@ class Serving:
         """Go on from `state`, in the middle of an epoch or at its beginning."""
         if "now" not in state:
             return
-        self.now, self._before = Offer(**state["now"]), Offer(**state["before"])
+        now, before = (Offer(**state[name]) for name in ("now", "before"))  # of rows that may be fewer now
+        self.now, self._before = (replace(o, count=min(o.count, len(self._rows))) for o in (now, before))
         epoch = self._epoch
         ahead = epoch > math.floor(epoch) and not getattr(self.trainer.args, "ignore_data_skip", False)
         self._first = self._before if state["unread"] and ahead else None

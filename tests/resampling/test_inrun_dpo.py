@@ -216,6 +216,23 @@ def test_a_disk_that_is_full_for_the_lineage_stops_nothing(
     assert story.trainer.state.global_step == 6
 
 
+def test_the_lineage_that_a_full_disk_has_refused_is_written_in_the_end(
+    tiny: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flush, calls = Lineage.flush, []
+
+    def full(self: Lineage) -> None:
+        calls.append(self.path)
+        if len(calls) <= 3:  # the passes of steps 2 to 4; only the first of them accepts anything
+            raise OSError(28, "No space left on device")
+        flush(self)
+
+    monkeypatch.setattr(Lineage, "flush", full)
+    running.train(tiny.sft, tmp_path, watched={"strict": False}, max_steps=5)
+    assert len(calls) == 4
+    assert len(Lineage.read(tmp_path / "divmon" / "lineage.jsonl")) == 24
+
+
 def test_rows_that_cannot_be_made_leave_the_run_as_it_was(
     tiny: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -173,6 +173,21 @@ def test_what_an_evaluation_of_the_trainers_has_brought_is_in_the_checkpoint_of_
     assert running.passes(tmp_path / "cut") == running.passes(tmp_path / "whole")
 
 
+class Wordy(running.Scribe):
+    def write(self, prompts: Any, *, temperature: float, keys: Any) -> list[str]:
+        found = super().write(prompts, temperature=temperature, keys=keys)
+        return [text + " and so on" * 20 * (i > 0) for i, text in enumerate(found)]
+
+
+def test_refinements_that_the_models_window_cannot_hold_are_not_served(tiny: Any, tmp_path: Path) -> None:
+    story = running.train(tiny.sft, tmp_path, breaks=lambda step: step >= 1, watched={"writer": Wordy()}, max_steps=6)
+    assert running.passes(tmp_path)[1] == (
+        "1 refinement accepted of 24 written for 24 needy prompts. Turned away: 23 not fitting."
+    )
+    assert told(divmon.History.read(tmp_path), "resample_not_fitting") == 23
+    assert story.trainer.state.global_step == 6
+
+
 class Interrupt(TrainerCallback):
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         if state.global_step == 5:
