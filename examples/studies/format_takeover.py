@@ -6,6 +6,7 @@ without a KL penalty. Shares are by the task's own four formats, and by the rule
 "tinygsm-code", "text"), which knows two of them here.
 
     python examples/studies/format_takeover.py            # 4 GRPO runs: 2 mixtures x KL 0 and 0.01
+    python examples/studies/format_takeover.py --quick    # 2 short ones, too short for a format to pass 80 %
     python examples/studies/format_takeover.py --full     # 36: 2 sizes, 3 mixtures, KL 0, 0.001, 0.01, GRPO and PPO
 
 ``--full`` takes about half an hour on one core (``--jobs 2`` halves that) and needs a TRL that has PPO (1.12 is
@@ -296,7 +297,7 @@ def cells(args: argparse.Namespace) -> list[Cell]:
         grid = itertools.product(SIZES, MIXTURES, (0.0, 1e-3, 1e-2), ("GRPO", "PPO"))
         return [Cell(*chosen, steps=48, seed=args.seed) for chosen in grid]
     mixtures = list(MIXTURES)[: 1 if args.quick else 2]
-    steps, further = (24, 60) if args.quick else (48, 300)
+    steps, further = (16, 60) if args.quick else (48, 300)
     levels = (0.0, 1e-2)
     return [Cell("0.3M", mixture, kl, "GRPO", steps, args.seed, further) for mixture in mixtures for kl in levels]
 
