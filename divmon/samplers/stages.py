@@ -139,8 +139,11 @@ def can_be_dealt(policy: Any) -> bool:
     model = policy.get_base_model() if hasattr(policy, "get_base_model") else policy
     if getattr(getattr(policy, "active_peft_config", None), "is_prompt_learning", False):
         return False  # its own tokens stand before the prompt
-    if not type(model).prepare_inputs_for_generation.__module__.startswith("transformers."):
-        return False  # code that came with a checkpoint
+    prepare = getattr(type(model), "prepare_inputs_for_generation", None)
+    if not getattr(prepare, "__module__", "").startswith("transformers."):
+        return False  # code that came with a checkpoint, or a wrapper
+    if getattr(model, "_compiled_call_impl", None) is not None:
+        return False  # every number of rows would be compiled anew
     if model.config.get_text_config() is not model.config:
         return False  # multimodal models keep positions of their rows elsewhere
     if any(hasattr(parameter, "device_mesh") for parameter in model.parameters()):

@@ -31,8 +31,8 @@ def make(name: str) -> Any:
     """A random model of 60 tokens that ends a completion about every tenth token."""
     torch.manual_seed(3)
     config = CONFIGS[name](
-        vocab_size=60, max_position_embeddings=96, initializer_range=0.2, bos_token_id=1, eos_token_id=2, pad_token_id=0,
-        **SHAPE,
+        vocab_size=60, max_position_embeddings=96, initializer_range=0.2,
+        bos_token_id=1, eos_token_id=2, pad_token_id=0, **SHAPE,
     )  # fmt: skip
     model = transformers.AutoModelForCausalLM.from_config(config)
     model.generation_config.eos_token_id = [2, 40, 41, 42, 43, 44]
@@ -102,6 +102,11 @@ def test_models_whose_state_is_not_known_to_be_rows_are_left_alone(models: Any, 
     sharded = models["gpt2"]()
     next(sharded.parameters()).device_mesh = object()
     assert not stages.can_be_dealt(sharded)
+
+    compiled = models["gpt2"]()
+    compiled.compile(backend="eager")
+    assert not stages.can_be_dealt(compiled)
+    assert not stages.can_be_dealt(torch.compile(models["gpt2"](), backend="eager"))
 
     class Foreign(transformers.GPT2LMHeadModel):  # type: ignore[misc]
         def prepare_inputs_for_generation(self, *args: Any, **more: Any) -> Any:
