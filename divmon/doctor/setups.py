@@ -1,4 +1,4 @@
-"""Which set-ups of training are tested, which are not, and which are refused: the table of ``divmon doctor --setups``."""
+"""Which set-ups of training are tested, unverified or refused: the table of ``divmon doctor --setups``."""
 
 from __future__ import annotations
 

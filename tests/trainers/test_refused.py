@@ -38,7 +38,7 @@ def test_sharding_that_cannot_be_sampled_is_refused_when_training_starts(
         expected = "FSDP1 corrupts checkpoints.* Use FSDP2.*divmon measure"
     else:
         plugin = DeepSpeedPlugin(zero_stage=3)
-        plugin.select(_from_accelerator_state=True)
+        plugin._selected = True  # select() does so and loads deepspeed
         monkeypatch.setitem(told, "deepspeed_plugins", {"default": plugin})
         monkeypatch.setitem(told, "distributed_type", DistributedType.DEEPSPEED)
         expected = "ZeRO-3 shards every weight.* Use ZeRO-2.*divmon measure"
@@ -84,12 +84,12 @@ def test_a_multimodal_model_is_watched_on_prompts_of_text(tiny: Any, tmp_path: P
 
     tokenizer = tiny.tokenizer()
     small = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
-    vision = CLIPVisionConfig(image_size=16, patch_size=8, **small)
-    text = LlamaConfig(vocab_size=len(tokenizer) + 1, max_position_embeddings=96, **small)
     rows = Dataset.from_list([{"input_ids": tokenizer(p + "the sum")["input_ids"]} for p in tiny.PROMPTS])
 
     def run(out: Path, callbacks: Any) -> Any:
         set_seed(0)
+        vision = CLIPVisionConfig(image_size=16, patch_size=8, **small)
+        text = LlamaConfig(vocab_size=len(tokenizer) + 1, max_position_embeddings=96, **small)
         config = LlavaConfig(vision_config=vision, text_config=text, image_token_index=len(tokenizer))
         trainer = Trainer(
             model=LlavaForConditionalGeneration(config), train_dataset=rows, processing_class=tokenizer,
