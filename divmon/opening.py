@@ -49,9 +49,10 @@ def start(plan: Plan, trainer: Any, *, model: Any, processing_class: Any) -> Ses
     compat.refuse_sharding(trainer)
     if plan.probes is None:
         compat.refuse_images(trainer)
-    ranks = Ranks(args.process_index, args.world_size, together=args.world_size > 1 and compat.sharded(trainer))
-    if ranks.together and "resample" in plan.levers:
-        raise ConfigError("resample draws on one rank only, which sharded weights (FSDP2) do not allow. Train with DDP.")
+    sharded = compat.sharded(trainer)
+    if sharded and "resample" in plan.levers:
+        raise ConfigError("resample draws on one rank only, and sharded weights (FSDP2) need all. Train with DDP.")
+    ranks = Ranks(args.process_index, args.world_size, together=sharded)
     health = Health(strict=settings.strict)
     tokenizer = compat.tokenizer_of(processing_class)
     probes = choose_probes(plan, trainer, tokenizer)

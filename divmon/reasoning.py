@@ -124,7 +124,7 @@ def answers(
 
     Left out as well is one that the length cap has cut before its answer had a character. Tokens of an answer, and
     what is known about each of them, are those after its last block. Where they cannot be told apart, they are dropped
-    from the batch. Its signature goes on naming the K that was drawn: what is left out is missing, no other measurement.
+    from the batch. Its signature goes on naming the K that was drawn, since what is left out is missing.
 
     Args:
         batch: Completions.

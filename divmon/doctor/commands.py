@@ -10,6 +10,7 @@ from typing import Any
 
 from divmon.doctor.environment import Finding, examine
 from divmon.doctor.runs import Examined, examine_run
+from divmon.doctor.setups import SETUPS, markdown, told
 from divmon.errors import ConfigError
 from divmon.plain import to_json
 from divmon.schedule import Forecast, Pace, in_plan, in_words
@@ -17,6 +18,9 @@ from divmon.schedule import Forecast, Pace, in_plan, in_words
 
 def doctor(args: argparse.Namespace) -> int:
     """See `divmon.doctor.options`."""
+    if args.setups or args.markdown:
+        print(json.dumps(to_json(SETUPS), indent=2) if args.json else markdown() if args.markdown else told())
+        return 0
     if args.run_folder is not None:
         if args.model or args.settings:
             raise ConfigError("A recorded run is examined by itself: leave out --model and --settings.")

@@ -125,7 +125,7 @@ def _ranks() -> list[Finding]:
     many = int(os.environ.get("WORLD_SIZE") or 1)
     found = [Finding("ok", f"{many} ranks: each samples and scores its share")] if many > 1 else []
     if os.environ.get("FSDP_VERSION", "") == "1" or os.environ.get("ACCELERATE_USE_FSDP", "") == "true":
-        found.append(Finding("note", "FSDP: version 1 is refused for sampling; version 2 is not"))
+        found.append(Finding("note", "FSDP: version 1 is refused; with version 2 every rank draws everything"))
     if os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE") == "3":
         found.append(Finding("problem", "DeepSpeed ZeRO-3 is refused: sampling needs whole weights; use stage 2"))
     return found

@@ -21,6 +21,8 @@ def add_doctor(commands: Commands) -> None:
     doctor.add_argument("--model", metavar="PATH", help="measure a sampling and a score of this model, here and now")
     doctor.add_argument("--steps", type=int, metavar="N", help="of the run that is planned")
     doctor.add_argument("--step-seconds", type=float, metavar="S", help="what one training step takes")
+    doctor.add_argument("--setups", action="store_true", help="which set-ups are tested, unverified, refused")
+    doctor.add_argument("--markdown", action="store_true", help="that table for a page, with what to know")
     doctor.add_argument("--json", action="store_true", help="one JSON object")
     doctor.set_defaults(run=_run)
 

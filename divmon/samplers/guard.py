@@ -51,8 +51,11 @@ def undisturbed(model: torch.nn.Module, tokenizer: Any = None) -> Iterator[None]
     finally:
         for module, training in flags:
             module.training = training
-            if hasattr(module, "reshard"):  # FSDP2 leaves the outermost whole after a pass without gradients
-                module.reshard()
+            reshard = getattr(
+                module, "reshard", None
+            )  # FSDP2 leaves the outermost whole after a pass without gradients
+            if reshard is not None:
+                reshard()
         for module, config in configs:
             module.generation_config = config
         if side is not None:

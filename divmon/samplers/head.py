@@ -99,11 +99,12 @@ def measured(logits: torch.Tensor, targets: torch.Tensor, temperature: float) ->
         targets: int64[N].
         temperature: Above 0.
     """
-    logits = logits.float()
-    plain = torch.log_softmax(logits, dim=-1)
-    warm = plain if temperature == 1.0 else torch.log_softmax(logits / temperature, dim=-1)
-    logprobs = warm.gather(-1, targets[:, None]).squeeze(-1)
-    entropies = -torch.linalg.vecdot(plain.exp(), plain)
+    with torch.autocast(logits.device.type, enabled=False):  # the model's own would round the entropies to its type
+        logits = logits.float()
+        plain = torch.log_softmax(logits, dim=-1)
+        warm = plain if temperature == 1.0 else torch.log_softmax(logits / temperature, dim=-1)
+        logprobs = warm.gather(-1, targets[:, None]).squeeze(-1)
+        entropies = -torch.linalg.vecdot(plain.exp(), plain)
     if torch.isnan(entropies).any():  # tokens at -inf, which count nothing; or scores that are not numbers, which stay
         entropies = entropy(plain)
     return logprobs, entropies
