@@ -150,6 +150,8 @@ class DiversityCallback(TrainerCallback):  # type: ignore[misc]
         with self._boundary.shield("monitor", "evaluate"), same_streams():
             if self.session.spare(state.global_step):
                 self._evaluate(state, "later")
+                if self.session.pacer is not None:  # a checkpoint of this step may follow
+                    saved_state(state)["schedule"] = self.session.pacer.state()
         known = {**self.session.latest, **self.session.scored}
         latest = {f"eval_divmon/{key}": value for key, value in known.items()}
         metrics.update({key: value for key, value in latest.items() if math.isfinite(value)})
