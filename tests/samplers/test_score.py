@@ -18,8 +18,8 @@ from divmon.errors import HistoryError, SamplingError, SignatureMismatch
 from divmon.records import Decoding, SampleBatch
 from divmon.samplers import head, score
 from divmon.samplers.generate import GenerateSampler
-from divmon.samplers.ranks import merge
 from divmon.samplers.head import _warps
+from divmon.samplers.ranks import merge
 from divmon.samplers.score import Scorer, identify
 
 TEXTS = ["1+1=", "2+2=", "the sum of 3 and 4 is", "9", "7-5=2, 5-2="]
