@@ -215,7 +215,9 @@ class Bank:
             if head["checksum"] != _checksum(head, arrays):
                 raise ValueError("its checksum is wrong")
             if why := _differs(head, probes, fingerprint, identity):
-                raise SignatureMismatch(f"{path} does not belong to this run: {why}. Remove it to draw a new one.")
+                raise SignatureMismatch(
+                    f"{path} does not belong to this run: {why}. A run that starts anew draws its own."
+                )
             return _restored(head, arrays, probes)
         except OSError as error:
             raise HistoryError(f"Cannot read {path}: {error.strerror or error}.") from error

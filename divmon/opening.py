@@ -127,6 +127,7 @@ def rejoin(session: Session, state: Any) -> None:
     """A run that resumes has its bank, and goes on counting. Every rank is here."""
     if session.scores is not None and session.pacer is not None:
         session.scores.resume(session.probes.fingerprint)
+        session.pacer.blind = session.scores.bank is None
         session.pacer.restore(saved_state(state).get("schedule", {}), state.global_step)
 
 

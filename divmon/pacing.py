@@ -39,6 +39,7 @@ class Pacer:
         progress: What has been done, on rank 0.
         decision: The newest one, on every rank.
         baseline: Process seconds that the baseline took.
+        blind: There is nothing to score, on any rank: samplings come as if nobody looked between them.
     """
 
     pace: Pace
@@ -48,6 +49,7 @@ class Pacer:
     progress: Progress = field(default_factory=Progress)
     decision: Decision = field(default_factory=lambda: Decision(0))
     baseline: float = 0.0
+    blind: bool = False
     _from: Clock = field(default_factory=Clock)  # readings when counting began, less what an interrupted run had
     _began: int = 0
     _said: bool = False
@@ -131,6 +133,7 @@ class Pacer:
     def restore(self, state: Mapping[str, Any], step: int) -> None:
         """Go on at `step` from what `state` gave."""
         self.begin(step)
+        self._write({"step": step, "resumed": True})
         if not state:
             return
         self.progress, self.baseline = Progress.restore(state["progress"]), float(state.get("baseline", 0.0))
@@ -141,6 +144,8 @@ class Pacer:
     @property
     def row(self) -> dict[str, float]:
         """For `divmon/health`: the share of process time that counts against a budget."""
+        if not self.decision.look:
+            return {"budget_used": 0.0}  # the baseline is being measured, which does not count
         clock = self.clock
         return {"budget_used": clock.spent / clock.total if clock.total > 0 else 0.0}
 
@@ -151,16 +156,19 @@ class Pacer:
 
     def _decide(self, step: int) -> None:
         waited = self.decision.waits
-        self.decision = self.ranks.broadcast(decide(self.pace, self.progress, step, self.clock))
+        self.decision = self.ranks.broadcast(decide(self.pace, self.progress, step, self.clock, blind=self.blind))
         if self.decision.score or self.decision.sample or self.decision.waits != waited:
             self._note()
 
     def _note(self) -> None:
-        if self.path is None or not self.ranks.main:
-            return
         row = {**asdict(self.decision), **{k: round(v, 6) for k, v in asdict(self.clock).items()}}
         row |= {"drift": self.progress.drift, "costs": [self.progress.score_cost, self.progress.sample_cost]}
         row |= {"scores_spent": self.progress.scores, "samplings_spent": self.progress.samplings}
         row["baseline"] = round(self.baseline, 6)
+        self._write(row)
+
+    def _write(self, row: Mapping[str, Any]) -> None:
+        if self.path is None or not self.ranks.main:
+            return
         with self.health.shield("disk", JOURNAL), (self.path / JOURNAL).open("a", encoding="ascii") as file:
             file.write(json.dumps(to_json(row), allow_nan=False, separators=(",", ":")) + "\n")

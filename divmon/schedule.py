@@ -169,14 +169,16 @@ class Decision:
     waits: Reason = ""
 
 
-def decide(pace: Pace, progress: Progress, step: int, clock: Clock) -> Decision:
+def decide(pace: Pace, progress: Progress, step: int, clock: Clock, *, blind: bool = False) -> Decision:
     """What to do at `step`. Call it again once a score has been taken: it may have shown that a sampling is due.
+
+    Where there is nothing to score (`blind`), only the gap and the end ask for samplings.
 
     >>> pace = Pace(steps=100, score_every=5, gap=40)
     >>> decide(pace, Progress(), 5, Clock()).score, decide(pace, Progress(scored=5, drift=0.03), 5, Clock()).sample
     ('every', 'moved')
     """
-    score, over = _score(pace, progress, step, clock)
+    score, over = ("", False) if blind else _score(pace, progress, step, clock)
     if score:
         return Decision(step, score=score, look=step, cross=_crosses(pace, progress, clock), over=over)
     wanted = _wanted(pace, progress, step)
@@ -190,7 +192,7 @@ def spacing(pace: Pace, progress: Progress, step: int, clock: Clock) -> int:
     """Steps between scores."""
     if pace.budget is None:
         return pace.score_every or pace.tenth
-    share = FOR_SCORES * _allowed(pace, clock) / max(1, step)
+    share = _for_scores(pace, progress, clock) / max(1, step)
     if not share > 0 or math.isnan(progress.score_cost):
         return pace.tenth
     return min(pace.tenth, max(pace.score_every or 1, math.ceil(progress.score_cost / share)))
@@ -205,16 +207,15 @@ def _score(pace: Pace, progress: Progress, step: int, clock: Clock) -> tuple[Rea
     if since >= pace.tenth:
         return "tenth", clock.spent + cost > _allowed(pace, clock)
     # an account of their own: samplings that were paid in advance do not make scores rarer
-    paid = progress.scores + cost <= FOR_SCORES * _allowed(pace, clock)
+    paid = progress.scores + cost <= _for_scores(pace, progress, clock)
     return ("every" if paid and since >= spacing(pace, progress, step, clock) else "", False)
 
 
 def _crosses(pace: Pace, progress: Progress, clock: Clock) -> bool:
     if progress.count % CROSSED:
         return False
-    return pace.budget is None or progress.scores + 2 * _known(progress.score_cost) <= FOR_SCORES * _allowed(
-        pace, clock
-    )
+    cost = 2 * _known(progress.score_cost)
+    return pace.budget is None or progress.scores + cost <= _for_scores(pace, progress, clock)
 
 
 def _wanted(pace: Pace, progress: Progress, step: int) -> Reason:
@@ -241,8 +242,7 @@ def _payable(pace: Pace, progress: Progress, step: int, clock: Clock, why: Reaso
     left = max(0, pace.steps - step)
     rest = left / max(1, step)  # of the time so far, still to come
     scores = _known(progress.score_cost) * math.ceil(left / spacing(pace, progress, step, clock))
-    # what every step costs, such as measuring rollouts
-    other = max(0.0, clock.spent - progress.scores - progress.samplings) * rest
+    other = _other(progress, clock) * rest
     return clock.spent + cost + scores + other <= allowed * (1 + rest)
 
 
@@ -250,6 +250,17 @@ def _allowed(pace: Pace, clock: Clock) -> float:
     """What may have been spent by now, so that it is `budget` of everything."""
     share = pace.budget or 0.0
     return share / (1 - share) * (clock.total - clock.spent)
+
+
+def _for_scores(pace: Pace, progress: Progress, clock: Clock) -> float:
+    """What scores may have taken by now, beyond one in every tenth: what every step costs goes before them."""
+    allowed = _allowed(pace, clock)
+    return min(FOR_SCORES * allowed, allowed - _other(progress, clock))
+
+
+def _other(progress: Progress, clock: Clock) -> float:
+    """What neither scores nor samplings have taken, such as measuring rollouts."""
+    return max(0.0, clock.spent - progress.scores - progress.samplings)
 
 
 def _look(pace: Pace, progress: Progress, step: int, clock: Clock) -> int:

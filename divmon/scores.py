@@ -92,6 +92,7 @@ class ScoreWatch:
     _alarms: Alarms = field(init=False)
     _last: tuple[Measurement, ...] = ()
     _base: MetricContext | None = None
+    _back: int | None = None  # the step that training has gone back to since the newest score
 
     def __post_init__(self) -> None:
         self._alarms = Alarms(self.rules)
@@ -130,7 +131,7 @@ class ScoreWatch:
         if self.ranks.main and self.path is not None:
             with self.health.shield("disk", NAME):
                 self.bank.write(self.path / NAME)
-        return self._finish(step, scored, 0.0, block=self._crossed())
+        return self._finish(step, scored, {"score_seconds": 0.0}, block=self._crossed())
 
     def resume(self, fingerprint: str) -> None:
         """Read the bank of the run that goes on. Without it, nothing is scored. Every rank calls it."""
@@ -150,7 +151,7 @@ class ScoreWatch:
                 history = History.read(path)
                 history.rewind(step)
                 for evaluation in history.evaluations:
-                    self._alarms.observe(evaluation.step, evaluation.measurements)
+                    self._alarms.fold(evaluation)
                     self._last = evaluation.measurements or self._last
                 self.history = history
         if self.history is None:
@@ -158,19 +159,26 @@ class ScoreWatch:
             with self.health.shield("disk", str(path)):
                 self.history = History.create(path, probes=self.probes.probes, info=info)
 
-    def evaluate(self, step: int, *, cross: bool = False) -> Outcome:
+    def take_back(self, step: int) -> None:
+        """Training has gone back to the weights of `step`: alarms are judged afresh from the next score on."""
+        self._back = step
+        self._alarms.take_back()
+
+    def evaluate(self, step: int, *, cross: bool = False, health: Mapping[str, float] | None = None) -> Outcome:
         """Score the bank under the live policy. Every rank calls it.
 
         Args:
             step: Of the policy.
             cross: Score some completions under one another's prompts too, for input dependence.
+            health: More timings to record with it.
         """
         if self.bank is None:
             return Outcome()
         start = self.health.clock()
         scored = self._scored(step)
         block = self._crossed() if cross else None
-        return self._finish(step, scored, self.health.clock() - start, block=block)
+        row = {"score_seconds": self.health.clock() - start, **(health or {})}
+        return self._finish(step, scored, row, block=block)
 
     def close(self) -> None:
         """Write what is left and close the sinks."""
@@ -206,12 +214,14 @@ class ScoreWatch:
         known = [part for part in parts if part is not None]
         return Block.merge(known) if len(known) == len(parts) else None
 
-    def _finish(self, step: int, scored: SampleBatch | None, seconds: float, *, block: Block | None = None) -> Outcome:
+    def _finish(
+        self, step: int, scored: SampleBatch | None, row: Mapping[str, float], *, block: Block | None = None
+    ) -> Outcome:
         """Measure, record and show on rank 0; tell every rank what came of it."""
         observation = Observation(step, ())
         if self.ranks.main:
             with self.health.shield("monitor", "scores"):
-                observation = self._observe(step, scored, seconds, block)
+                observation = self._observe(step, scored, row, block)
         found = replace(self.ranks.broadcast(self._outcome(observation)), crossed=block is not None)
         if self.ranks.main:
             for sink in self.sinks:
@@ -219,7 +229,9 @@ class ScoreWatch:
                     sink.emit(observation)
         return found
 
-    def _observe(self, step: int, scored: SampleBatch | None, seconds: float, block: Block | None) -> Observation:
+    def _observe(
+        self, step: int, scored: SampleBatch | None, row: Mapping[str, float], block: Block | None
+    ) -> Observation:
         measurements: tuple[Measurement, ...] = ()
         if scored is not None and self.bank is not None:
             with self.health.shield("metric", "scores"):
@@ -229,11 +241,12 @@ class ScoreWatch:
         failed = partial(self.health.failed, "mitigation")
         context = {"measurements": measurements, "history": self.history}
         actions = decide(events, functions=self._alarms.functions, context=context, on_error=failed)
-        row = {"score_seconds": seconds}
         self._last = measurements
         if self.history is not None:
             with self.health.shield("disk", str(self.history.path)):
-                self.history.append(Evaluation(step, measurements, events, {**row, **self.health.row()}))
+                health = {**row, **self.health.row()}
+                self.history.append(Evaluation(step, measurements, events, health, restored=self._back))
+                self._back = None
                 self.history.slim()  # there may be one a step
         return Observation(step, measurements, events, actions, dict(self._alarms.states), row)
 

@@ -102,7 +102,7 @@ class Session:
             self._tell(step)
             return ()
         start = self.health.clock()
-        found = self.scores.evaluate(step, cross=self.pacer.decision.cross)
+        found = self.scores.evaluate(step, cross=self.pacer.decision.cross, health=self.pacer.row)
         self.scored = {**self.scored, **found.values}
         self.pacer.scored(step, found, cost=self.health.clock() - start)
         return found.actions
@@ -165,6 +165,8 @@ class Session:
         """Let the alarms know when the policy was taken back."""
         if self.rollback is not None and self.rollback.book.restored is not None and self.ranks.main:
             self.monitor.take_back(self.rollback.book.restored)
+            if self.scores is not None:
+                self.scores.take_back(self.rollback.book.restored)
 
     def _pace(self, step: int, batch: SampleBatch | None, *, first: bool, cost: float) -> None:
         """Tell the schedule of this evaluation; bank and score the completions of the first."""
@@ -176,7 +178,7 @@ class Session:
             with self.health.timed():
                 start = self.health.clock()
                 found = self.scores.fill(batch, step)
-            self.scored = found.values
+            self.scored, self.pacer.blind = found.values, self.scores.bank is None
             self.pacer.scored(step, found, cost=self.health.clock() - start)
 
     def note(self, *changes: LeverEvent) -> None:

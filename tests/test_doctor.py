@@ -52,6 +52,10 @@ def test_a_recorded_run_planned_and_real(tmp_path, capsys):
     ):
         assert text in told, told
     assert len(decisions(path)) == 3
+    with (path / "schedule.jsonl").open("a") as file:  # what came after step 5 is of a branch that was given up
+        file.write("\n" + json.dumps({"step": 5, "resumed": True}) + "\n")
+    assert [row["step"] for row in decisions(path)] == [5, 5]
+    (path / "schedule.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
     assert main(["doctor", str(path), "--json"]) == 1
     facts = json.loads(capsys.readouterr().out)
     assert (facts["kept"], facts["used"], facts["failures"]) == (False, 0.03, {"sink": 2})
@@ -82,7 +86,7 @@ def test_examining_a_run_loads_no_gpu_stack(tmp_path):
 
 def test_before_a_run_costs_are_measured_and_the_schedule_is_told(tmp_path, capsys):
     settings = tmp_path / "divmon.yaml"
-    settings.write_text("probes: ['1+1=', '2+3=']\nk: 2\nmax_new_tokens: 8\nbudget: 2%\n")
+    settings.write_text("probes: ['1+1=', '2+3=']\nk: 2\nmax_new_tokens: 8\nbudget: 2%\nmoved: 0.3\n")
     asked = ["doctor", "--settings", str(settings), "--model", str(MODEL_DIR), "--steps", "500"]
     assert main([*asked, "--step-seconds", "10"]) == 0
     told = capsys.readouterr().out
@@ -90,7 +94,8 @@ def test_before_a_run_costs_are_measured_and_the_schedule_is_told(tmp_path, caps
     assert "4 completions" in told
     assert "scores about every 1 steps" in told
     assert "over 500 steps" in told
-    assert main([*asked, "--step-seconds", "0.0001", "--json"]) == 0
+    assert "KL moves by 0.3 a token" in told
+    assert main([*asked, "--step-seconds", "0.0001", "--json"]) == 1  # a budget that cannot be kept
     assert json.loads(capsys.readouterr().out)["forecast"]["holds"] is False
 
 

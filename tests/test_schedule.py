@@ -113,7 +113,7 @@ def test_without_a_budget_nothing_is_early_and_nothing_late(steps, every, gap, d
         if step % every == 0:
             seen = drifts[step % len(drifts)]
         due = abs(seen - at) >= pace.moved and (step % every == 0 or step - last >= gap)
-        due = due or step - last >= gap or (step == steps and (step % every == 0))
+        due = due or step - last >= gap or step == steps
         if step in samples:
             assert due
             at, last = seen, step
@@ -179,3 +179,22 @@ def test_unknown_costs_do_not_stop_anything():
     assert decide(pace, Progress(), 10, Clock(10.0)).score == "tenth"
     plan = forecast(pace, step_cost=1.0, score_cost=1.0, sample_cost=math.nan)
     assert plan.samplings == 0
+
+
+@pytest.mark.parametrize("other", [0.012, 0.03])
+def test_what_every_step_costs_goes_before_scores(other):
+    """Scores have half of the budget, but not where measuring rollouts has taken it: then they come by tenths only."""
+    pace = Pace(steps=500, budget=0.02)
+    costs = {"step_costs": [1.0], "score_costs": [0.05], "sample_costs": [2.0]}
+    done, clock = run(pace, **costs, drifts=[0.0, 1.0], other=other)
+    forced = len([row for row in done if row[2] == "tenth"]) * 0.05
+    assert clock.spent <= max(0.02 * clock.total, other * 500 + forced) + 1e-6
+
+
+def test_where_nothing_can_be_scored_only_the_gap_asks():
+    pace, clock = Pace(steps=100, budget=0.5, gap=30), Clock(50.0, 1.0)
+    lost = Progress(scored=10, sampled=10, drift=1.0, at_sampling=1.0, score_cost=1e-6, sample_cost=1.0)
+    assert decide(pace, lost, 25, clock).score == "tenth"
+    assert decide(pace, lost, 25, clock, blind=True).score == ""
+    assert decide(pace, lost, 40, clock, blind=True).sample == "gap"
+    assert decide(Pace(steps=100, score_every=5), lost, 25, clock, blind=True).score == ""

@@ -37,7 +37,8 @@ def doctor(args: argparse.Namespace) -> int:
         print(json.dumps(to_json({"environment": found, **facts}), indent=2))
     else:
         print("\n".join(lines))
-    return _status(found)
+    told = facts.get("forecast")
+    return 1 if told is not None and not told.holds else _status(found)
 
 
 def _status(found: Sequence[Finding]) -> int:
@@ -47,6 +48,7 @@ def _status(found: Sequence[Finding]) -> int:
 def _planned(args: argparse.Namespace) -> tuple[list[str], dict[str, Any]]:
     """What the settings come to, with costs measured on the model where one is given."""
     from divmon.config import plan
+    from divmon.doctor.costs import foretell, load, measure_costs, pace_of, plain_overhead
     from divmon.settings import EVALUATIONS, Settings
 
     settings = Settings.load(args.settings) if args.settings is not None else Settings.make({"budget": "2%"})
@@ -56,14 +58,12 @@ def _planned(args: argparse.Namespace) -> tuple[list[str], dict[str, Any]]:
     lines = [f"settings {count} prompts x {settings.k}, {len(chosen.metrics)} metrics, {rules} alarms"]
     facts: dict[str, Any] = {"probes": count, "k": settings.k, "alarms": rules}
     steps = args.steps or 1000
-    pace = Pace(steps, settings.share, settings.score_every, gap=settings.every)
+    pace = pace_of(settings, steps)
     if settings.scores:
         lines.append(f"schedule {in_plan(pace)}")
     if args.model is None:
         lines.append("costs    not measured: add --model PATH")
         return lines, facts
-    from divmon.doctor.costs import foretell, load, measure_costs, plain_overhead
-
     costs = measure_costs(*load(args.model), chosen)
     facts["costs"] = costs
     lines.append(

@@ -13,7 +13,7 @@ from divmon.config import Plan
 from divmon.errors import ConfigError
 from divmon.probes import ProbeSet
 from divmon.schedule import MOVED, Forecast, Pace, forecast
-from divmon.settings import LENGTH_CAP, OWN_PROBES
+from divmon.settings import LENGTH_CAP, OWN_PROBES, Settings
 
 ROUNDS = 2  # after one to warm up
 
@@ -102,10 +102,14 @@ def load(path: str) -> tuple[Any, Any]:
 
 def foretell(costs: Costs, plan: Plan, *, steps: int, step_seconds: float) -> tuple[Pace, Forecast]:
     """What the schedule of `plan` comes to over `steps` of `step_seconds`; without one, what evaluations alone cost."""
-    settings = plan.settings
-    moved = MOVED if settings.moved is None else settings.moved
-    pace = Pace(steps, settings.share, settings.score_every, moved, settings.every)
+    pace = pace_of(plan.settings, steps)
     return pace, forecast(pace, step_cost=step_seconds, score_cost=costs.score, sample_cost=costs.sample)
+
+
+def pace_of(settings: Settings, steps: int) -> Pace:
+    """The schedule that a run of `steps` with `settings` would have."""
+    moved = MOVED if settings.moved is None else settings.moved
+    return Pace(steps, settings.share, settings.score_every, moved, settings.every)
 
 
 def plain_overhead(costs: Costs, *, steps: int, every: int, step_seconds: float) -> float:

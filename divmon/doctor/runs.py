@@ -72,16 +72,23 @@ class Examined:
 
 
 def decisions(run: Path) -> list[dict[str, Any]]:
-    """What the schedule of the run at `run` decided, oldest first. A torn line is left out."""
+    """What the schedule of the run at `run` decided, oldest first.
+
+    A torn line is left out, and so is what was decided after the step that training was later resumed from.
+    """
     try:
         lines = (run / JOURNAL).read_text("ascii").splitlines()
     except (OSError, UnicodeDecodeError):
         return []
-    rows = []
+    rows: list[dict[str, Any]] = []
     for line in lines:
         try:
-            rows.append(dict(json.loads(line)))
-        except (ValueError, TypeError):
+            row = dict(json.loads(line))
+            if row.get("resumed"):
+                rows = [kept for kept in rows if kept["step"] <= row["step"]]
+            else:
+                rows.append(row)
+        except (ValueError, TypeError, KeyError):
             continue
     return rows
 

@@ -161,8 +161,8 @@ def text_cap(policy: Any) -> float | None:
 def _warps(raw: torch.Tensor, logits: torch.Tensor, cap: float | None) -> list[Warp]:
     """What models do to raw logits, as far as one pair shows it: nothing, a soft cap, a factor."""
     found: list[Warp] = [lambda x: x]
-    if cap:
-        found.append(lambda x: torch.tanh(x / cap) * cap)
+    if cap:  # first: small logits look alike with and without it
+        found.insert(0, lambda x: torch.tanh(x / cap) * cap)
     a, b = raw.double().flatten(), logits.double().flatten()
     factor = float(a @ b / (a @ a).clamp(min=1e-30))
     return [*found, lambda x: x * factor]

@@ -18,6 +18,7 @@ from divmon.errors import HistoryError, SamplingError, SignatureMismatch
 from divmon.records import Decoding, SampleBatch
 from divmon.samplers import head, score
 from divmon.samplers.generate import GenerateSampler
+from divmon.samplers.head import _warps
 from divmon.samplers.ranks import merge
 from divmon.samplers.score import Scorer, identify
 
@@ -198,6 +199,14 @@ def test_memory_that_runs_out_halves_the_batch(
     with pytest.raises(SamplingError, match="one completion"):
         Scorer(model, batch_size=1)(bank, step=0)
     assert not model.lm_head._forward_pre_hooks
+
+
+def test_a_soft_cap_that_the_config_names_is_not_missed_where_logits_are_small() -> None:
+    raw = torch.randn(1, 4, 50) * 0.01
+    for warp in _warps(raw, torch.tanh(raw / 30) * 30, 30.0):
+        if torch.allclose(warp(raw), torch.tanh(raw / 30) * 30, rtol=1e-4, atol=1e-4):
+            break
+    assert float(warp(torch.tensor(1000.0))) == pytest.approx(30.0)
 
 
 def test_weights_that_are_not_numbers_are_said(models: Any, banked: Callable[..., Bank]) -> None:

@@ -174,8 +174,51 @@ def test_a_bank_that_is_lost_stops_the_scores_and_nothing_else(tiny: Any, tmp_pa
     (tmp_path / "divmon" / "bank.npz").unlink()
     trainer = run(tiny.sft, tmp_path, {**SCHEDULED, "strict": False}, resume=True, **more)
     assert trainer.state.global_step == 6
-    assert steps(divmon.History.read(tmp_path).scores()) == [0, 2, 4]
-    assert steps(divmon.History.read(tmp_path))[-1] == 6
+    history = divmon.History.read(tmp_path)
+    assert steps(history.scores()) == [0, 2, 4]
+    assert steps(history)[-1] == 6
+    rows = decisions(history.path)  # no score was decided that nobody could take
+    assert [row["step"] for row in rows if row["score"]] == [2, 4]
+    assert [row["step"] for row in rows if row["sample"]] == steps(history)[1:]
+
+
+def test_a_checkpoint_knows_the_sampling_of_the_evaluation_before_it(tiny: Any, tmp_path: Path) -> None:
+    settings = {**BASE, "score_every": 2, "every": 50, "alarms": [], "moved": 9.0}
+    saving = {"save_strategy": "steps", "save_steps": 3, "eval_strategy": "steps", "eval_steps": 3}
+    trainer = run(tiny.sft, tmp_path, settings, max_steps=4, **saving)
+    saved = json.loads((tmp_path / "checkpoint-3" / "trainer_state.json").read_text("utf-8"))
+    kept = saved["stateful_callbacks"]["divmon"]["schedule"]
+    assert 3 in steps(divmon.History.read(tmp_path))
+    assert kept["progress"]["sampled"] == 3
+    assert kept["progress"]["samplings"] > 0
+    assert trainer.state.global_step == 4
+
+
+def test_alarms_on_scores_are_judged_afresh_where_training_went_back(tiny: Any, tmp_path: Path) -> None:
+    def told(texts: list[str]) -> float:
+        return float(clock[0] in (4, 5))
+
+    clock = [0]
+
+    class Clock(TrainerCallback):
+        def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            clock[0] = int(state.global_step)
+
+    back = {"name": "told", "metric": "told", "rule": "above", "level": 0.5, "for": 1, "then": ["rollback"]}
+    seen: list[Any] = []
+    settings = {**BASE, "score_every": 1, "every": 2, "moved": 9.0, "metrics": [told], "sinks": [seen.append]}
+    callbacks = [Clock(), divmon.DiversityCallback(**settings, alarms=[{**BROKEN, "then": []}, back])]
+    tiny.sft(tmp_path, callbacks=callbacks, max_steps=7).train()
+    history = divmon.History.read(tmp_path)
+    [event] = [change for change in history.mitigations if change.phase == "applied"]
+    scores = history.scores()
+    marked = [(e.step, e.restored is not None) for e in scores.evaluations if e.restored is not None]
+    assert marked == [(event.step + 1, True)]
+    fired = [(e.step, e.state) for e in scores.events() if e.alarm == "moved-at-all"]
+    assert fired[0] == (1, "firing")
+    assert (event.step + 1, "firing") in fired  # told again
+    assert text(list(scores.events())) == text(replay(scores, restore_rules(scores.info["rules"])))
+    assert scores.evaluations[-1].health["budget_used"] > 0
 
 
 def test_a_budget_gives_a_score_in_every_tenth_and_what_it_can_pay(tiny: Any, tmp_path: Path, capsys: Any) -> None:
