@@ -47,6 +47,12 @@ def test_the_tables_of_metrics_are_those_the_command_prints(options: list[str], 
     assert subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip() in page
 
 
+def test_the_table_of_set_ups_is_the_one_the_command_prints() -> None:
+    command = [sys.executable, "-m", "divmon", "doctor", "--setups", "--markdown"]
+    printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    assert re.search(r"<!-- setups -->\n(.*?)\n<!-- /setups -->", README, re.DOTALL)[1] == printed  # type: ignore[index]
+
+
 def test_python_blocks_run() -> None:
     for block in blocks("python"):
         exec(compile(block, "README.md", "exec"), {})
