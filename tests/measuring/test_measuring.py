@@ -31,7 +31,7 @@ def nli(pairs):
     return raw / raw.sum(axis=1, keepdims=True)
 
 
-NAMES = [name for name, metric in METRICS.items() if not {"nli", "equivalence"} & metric.needs]
+NAMES = [name for name, metric in METRICS.items() if not {"nli", "equivalence", "bank", "block"} & metric.needs]
 SETTINGS = {"metrics": NAMES, "encoder": encoder}
 
 
