@@ -178,8 +178,8 @@ def decide(pace: Pace, progress: Progress, step: int, clock: Clock, *, blind: bo
     >>> decide(pace, Progress(), 5, Clock()).score, decide(pace, Progress(scored=5, drift=0.03), 5, Clock()).sample
     ('every', 'moved')
     """
-    score, over = ("", False) if blind else _score(pace, progress, step, clock)
-    if score:
+    score, over = _score(pace, progress, step, clock)
+    if score and not blind:
         return Decision(step, score=score, look=step, cross=_crosses(pace, progress, clock), over=over)
     wanted = _wanted(pace, progress, step)
     payable = wanted and _payable(pace, progress, step, clock, wanted)

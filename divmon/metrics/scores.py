@@ -15,7 +15,7 @@ from divmon.metrics.crossed import CROSSED
 from divmon.metrics.openings import OPENINGS
 from divmon.metrics.scored import SCORED
 from divmon.metrics.summary import summarise
-from divmon.metrics.weighted import HORIZON, LEAST_ESS, MASS, WEIGHTED
+from divmon.metrics.weighted import HORIZON, LATE, LEAST_ESS, MASS, WEIGHTED
 from divmon.records import OVERALL, Measurement, SampleBatch
 
 SCORE_METRICS: tuple[Metric, ...] = (*SCORED, *OPENINGS, *WEIGHTED, *CROSSED)
@@ -120,6 +120,8 @@ def stale(measurements: Sequence[Measurement]) -> str | None:
             continue
         if m.value < LEAST_ESS:
             return f"only {m.value:.0%} of the bank still counts".replace("%", " %")
+        if m.details.get("late_shift", 0.0) > LATE:
+            return f"a format is decided after the first {HORIZON} tokens, and what decides it has moved"
         mean, n = float(m.details["mean_weight"]), int(m.details["completions"])
         error = math.sqrt(max(0.0, mean**2 * (1 / m.value - 1)) / max(1, n))
         if abs(mean - 1.0) > MASS + 2 * error:

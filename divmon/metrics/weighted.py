@@ -28,7 +28,8 @@ LEAST_ESS = 0.6  # of the bank, below which shares are missing
 MASS = 0.1  # by how much the mean weight may miss 1, beyond two standard errors
 _LARGEST = 300.0  # of a log weight: its square is still a number
 _STALE = "too few of the bank's completions still stand for the policy: draw fresh ones"
-_CHANNELS = 3  # weight, squared weight, count
+LATE = 0.05  # of a share, that the tokens after those may seem to move, beyond two standard errors
+_CHANNELS = 5  # weight, squared weight, count; log weight of the later tokens, and its square
 
 
 def log_weights(context: MetricContext) -> list[np.ndarray | None]:
@@ -61,12 +62,35 @@ def _parts(context: MetricContext) -> np.ndarray:
         parts = np.zeros((len(context.batch.probes), len(names), _CHANNELS))
         for i, (row, there) in enumerate(zip(log_weights(context), context.baseline_rows, strict=True)):
             if row is not None and len(row) and not np.isnan(row).any():
+                later = _later(ratios(context)[i] or [])
                 where = [column[found[0]] for found in labels[int(there)]]
                 weights = np.exp(row)
-                np.add.at(parts[i], where, np.stack((weights, weights**2, np.ones(len(row))), axis=-1))
+                np.add.at(parts[i], where, np.stack((weights, weights**2, np.ones(len(row)), later, later**2), axis=-1))
         return parts.reshape(len(parts), len(names) * _CHANNELS)
 
     return context.cached("weighted_parts", compute)
+
+
+def _later(row: list[np.ndarray]) -> np.ndarray:
+    """Log weight of what follows the first 16 tokens, float[K]."""
+    return np.asarray(np.clip(np.array([r[HORIZON:].sum() for r in row], dtype=float), -_LARGEST, _LARGEST))
+
+
+def late_shift(parts: np.ndarray) -> np.ndarray:
+    """By how much the tokens after the first 16 surely move the share of some label; 0 or more.
+
+    To first order a share moves by the covariance of having the label with the log weight of those tokens: where they
+    decide on the label, the two go together. Two standard errors are taken off.
+    """
+    sums = parts.sum(axis=-2).reshape((*parts.shape[:-2], -1, _CHANNELS))
+    n, first, second = sums[..., 2], sums[..., 3], sums[..., 4]
+    total = np.maximum(n.sum(axis=-1, keepdims=True), 1)
+    share, mean = n / total, first.sum(axis=-1, keepdims=True) / total
+    squares = second - 2 * mean * first + mean**2 * n  # around the mean, by label
+    rest = squares.sum(axis=-1, keepdims=True) - squares
+    moved = np.abs(first / total - share * mean)
+    error = np.sqrt(np.maximum(((1 - share) ** 2 * squares + share**2 * rest) / total - moved**2, 0.0) / total)
+    return np.asarray(np.maximum(moved - 2 * error, 0.0).max(axis=-1))
 
 
 def _sums(parts: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -90,7 +114,7 @@ def _adrift(parts: np.ndarray) -> np.ndarray:
 
 
 def _usable(parts: np.ndarray) -> np.ndarray:
-    return np.asarray((_ess(parts) >= LEAST_ESS) & ~_adrift(parts))
+    return np.asarray((_ess(parts) >= LEAST_ESS) & ~_adrift(parts) & (late_shift(parts) <= LATE))
 
 
 def _shares(values: np.ndarray) -> np.ndarray:
@@ -122,7 +146,8 @@ def _described(names: tuple[str, ...], parts: np.ndarray) -> Mapping[str, Any]:
 
 def _sizes(parts: np.ndarray) -> Mapping[str, Any]:
     w, _, n = (float(x.sum()) for x in _sums(parts))
-    return {"mean_weight": w / n if n else math.nan, "completions": int(n)}
+    late = float(late_shift(parts))
+    return {"mean_weight": w / n if n else math.nan, "completions": int(n), "late_shift": late}
 
 
 def _weighted(context: MetricContext, value: Callable[..., np.ndarray]) -> Pooled:

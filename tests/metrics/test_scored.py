@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from scipy.special import logsumexp
 
-from divmon.bank import Block
+from divmon.bank import Bank, Block
 from divmon.errors import SignatureMismatch
 from divmon.history import Evaluation, History
 from divmon.metrics import MetricContext, evaluate, inputs
@@ -126,7 +126,7 @@ def test_the_same_weights_have_moved_nowhere(trained: Any) -> None:
     assert [found[f"retained_{part}"].value for part in ("mass", "head", "tail")] == [1.0, 1.0, 1.0]
     assert found["scored_format_shift"].value == 0.0
     assert found["bank_ess"].value == 1.0
-    assert found["bank_ess"].details == {"mean_weight": 1.0, "completions": 48 * toy.PROMPTS}
+    assert found["bank_ess"].details == {"mean_weight": 1.0, "completions": 48 * toy.PROMPTS, "late_shift": 0.0}
     assert stale(list(found.values())) is None
     shares = found["scored_format_dominance"].details
     assert shares["shares"] == pytest.approx(shares["baseline_shares"])
@@ -220,3 +220,26 @@ def test_blocks_say_what_the_textbook_functions_say() -> None:
     np.testing.assert_allclose(bound.values[:7], expected, atol=1e-12)
     assert math.isnan(right.values[7])
     assert right.reasons[7] == "not one of the prompts of the block"
+
+
+def test_a_format_that_is_decided_late_goes_missing_and_asks_for_fresh_completions() -> None:
+    """Token 20 alone decides: 0.5 becomes 0.85 at 0.011 nats a token, and the first 16 tokens say nothing of it."""
+    rng = np.random.default_rng(0)
+    for later, expected in ((0.85, True), (0.5, False)):
+        bullet = rng.random((8, 16)) < 0.5
+        rest = rng.normal(0.0, 0.05, (8, 16, 30))  # other tokens have moved a little, whatever the format
+        base = np.full((8, 16, 30), -1.0)
+        now = base + rest
+        now[:, :, 20] = base[:, :, 20] + np.log(np.where(bullet, later, 1 - later) / 0.5)
+        now[:, :, :16] = base[:, :, :16]
+        probes = tuple(Probe(str(i), str(i)) for i in range(8))
+        texts = tuple(tuple("- a\n- b" if b else "words" for b in row) for row in bullet)
+        ids = tuple(tuple((1,) * 30 for _ in row) for row in bullet)
+        batch = SampleBatch(0, probes, texts, token_ids=ids, logprobs=tuple(map(tuple, base)))
+        bank = Bank(batch, tuple((1,) for _ in probes), anchored=True)
+        found = measure_scores(bank, bank.scored(tuple(map(tuple, now)), tuple(map(tuple, -base)), step=1))
+        values = {m.metric: m.value for m in found}
+        assert values["bank_ess"] == 1.0
+        assert values["kl_per_token"] < 0.02
+        assert math.isnan(values["scored_format_dominance"]) is expected
+        assert (stale(found) is not None) is expected
