@@ -37,8 +37,8 @@ def doctor(args: argparse.Namespace) -> int:
         print(json.dumps(to_json({"environment": found, **facts}), indent=2))
     else:
         print("\n".join(lines))
-    told = facts.get("forecast")
-    return 1 if told is not None and not told.holds else _status(found)
+    foretold = facts.get("forecast")
+    return 1 if foretold is not None and not foretold.holds else _status(found)
 
 
 def _status(found: Sequence[Finding]) -> int:
