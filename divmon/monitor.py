@@ -57,6 +57,21 @@ class Lenses:
     classifier_name: str = "builtin"
     judges: Judges = field(default_factory=Judges)
 
+    def context(
+        self, batch: SampleBatch, *, quality: Sequence[np.ndarray] | None, baseline: MetricContext | None = None
+    ) -> MetricContext:
+        """What metrics look at: `batch` through these lenses, as it was judged."""
+        return MetricContext(
+            batch,
+            quality=quality,
+            correct_at=self.correct_at,
+            encoder=self.encoder,
+            encoder_name=self.encoder_name,
+            classifier=self.classifier,
+            baseline=baseline,
+            judges=self.judges,
+        )
+
     @property
     def given(self) -> dict[str, bool]:
         """Which of the models are there, as `default_metrics` asks."""
@@ -228,16 +243,7 @@ class Monitor:
                 quality, errors = judge(batch, lenses.quality)
                 if errors:
                     self.health.failed("quality", lenses.judge, errors[0])
-        context = MetricContext(
-            batch,
-            quality=quality,
-            correct_at=lenses.correct_at,
-            encoder=lenses.encoder,
-            encoder_name=lenses.encoder_name,
-            classifier=lenses.classifier,
-            baseline=self._baseline,
-            judges=lenses.judges,
-        )
+        context = lenses.context(batch, quality=quality, baseline=self._baseline)
         if self._baseline is None:
             self._baseline = context
         return context

@@ -81,17 +81,7 @@ class Side:
     def context(self, entries: Sequence[Entry], reference: MetricContext | None = None) -> MetricContext:
         """What metrics look at for a block of prompts."""
         batch = batch_of(entries, fingerprint=self.store.summary.fingerprint, judged=self.store.summary.judged)
-        lenses = self.lenses
-        return MetricContext(
-            batch,
-            quality=self._quality(batch),
-            correct_at=lenses.correct_at,
-            encoder=lenses.encoder,
-            encoder_name=lenses.encoder_name,
-            classifier=lenses.classifier,
-            baseline=reference,
-            judges=lenses.judges,
-        )
+        return self.lenses.context(batch, quality=self._quality(batch), baseline=reference)
 
     def _quality(self, batch: SampleBatch) -> list[np.ndarray] | None:
         """Judged in the way of the whole file, though this block may have no reward or gold answer at all."""

@@ -253,18 +253,7 @@ class Tracing:
             quality, errors = judge(batch, lenses.quality)
             if errors:
                 self.notes.append(f"quality failed on completions of {name}, first with {errors[0]!r}")
-            found.append(
-                MetricContext(
-                    batch,
-                    quality=quality,
-                    correct_at=lenses.correct_at,
-                    encoder=lenses.encoder,
-                    encoder_name=lenses.encoder_name,
-                    classifier=lenses.classifier,
-                    baseline=found[0] if found else None,
-                    judges=lenses.judges,
-                )
-            )
+            found.append(lenses.context(batch, quality=quality, baseline=found[0] if found else None))
         return found
 
     def _ordered(self) -> list[Metric]:

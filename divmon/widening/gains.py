@@ -41,16 +41,7 @@ def _context(pools: Pools, drawn: Drawn | None, lenses: Lenses, baseline: Metric
     ]
     batch = SampleBatch(0, pools.probes, tuple(texts), source="file", fingerprint=pools.fingerprint)
     known = any(np.isfinite(row).any() for row in scores) and (drawn is None or lenses.quality is not None)
-    return MetricContext(
-        batch,
-        quality=scores if known else None,
-        correct_at=lenses.correct_at,
-        encoder=lenses.encoder,
-        encoder_name=lenses.encoder_name,
-        classifier=lenses.classifier,
-        baseline=baseline,
-        judges=lenses.judges,
-    )
+    return lenses.context(batch, quality=scores if known else None, baseline=baseline)
 
 
 def _gain(mode: str, metric: Metric, before: Result, plain: Result, after: Result) -> Gain:
