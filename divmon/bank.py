@@ -15,7 +15,6 @@ import io
 import itertools
 import json
 import os
-import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -219,9 +218,11 @@ class Bank:
                     f"{path} does not belong to this run: {why}. A run that starts anew draws its own."
                 )
             return _restored(head, arrays, probes)
+        except HistoryError:
+            raise
         except OSError as error:
             raise HistoryError(f"Cannot read {path}: {error.strerror or error}.") from error
-        except (ValueError, KeyError, TypeError, IndexError, EOFError, zipfile.BadZipFile) as error:
+        except Exception as error:  # a damaged archive fails in many ways: by its version, its codec, its numbers
             raise HistoryError(f"{path} is damaged ({type(error).__name__}: {error}).") from error
 
 
