@@ -15,6 +15,8 @@ import pytest
 # Tiny models are no faster on several threads, and threads that wait for each other are slow on a busy machine. Before
 # torch is loaded, and inherited by every process a test starts.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Nothing is looked up, and no test waits for a network that is not there. Read once, when huggingface_hub is imported.
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 
 collect_ignore_glob = ["benchmarks/*"]  # commands, run on demand; they import each other

@@ -86,8 +86,7 @@ def test_a_type_that_is_none_is_said_before_anything_is_loaded(tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def test_a_folder_that_is_not_there_is_not_called_one_without_a_tokenizer(tmp_path, monkeypatch, checkpoints):
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+def test_a_folder_that_is_not_there_is_not_called_one_without_a_tokenizer(tmp_path, checkpoints):
     lineage = {"base": checkpoints["base"], "gone": "nowhere"}
     found = divmon.trace(lineage, probes(2), out=tmp_path, max_new_tokens=2, **SMALL)
     assert found.checkpoints[1].failure.startswith("nowhere is neither a folder nor a model")
