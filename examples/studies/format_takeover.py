@@ -10,7 +10,7 @@ without a KL penalty. Shares are by the task's own four formats, and by the rule
     python examples/studies/format_takeover.py --full     # 36: 2 sizes, 3 mixtures, KL 0, 0.001, 0.01, GRPO and PPO
 
 ``--full`` takes about half an hour on one core (``--jobs 2`` halves that) and needs a TRL that has PPO (1.12 is
-the last). Runs that are already in ``--out`` are read, not trained again.
+the last); its table is in FORMATS.md. Runs that are already in ``--out`` are read, not trained again.
 """
 
 import argparse
